@@ -1,6 +1,6 @@
 """Speed of real-time detectors next to transformers.
 
-    python -m benchmarks.modern [--models dfine-n dfine-s rtdetr-r18 rtdetr-r50 deimv2-atto deimv2-n] [--rounds 20] [--steps 8] [--threads 2]
+    python -m benchmarks.modern [--models dfine-n rtdetr-r18 deimv2-atto ...] [--rounds 20] [--steps 8] [--threads 2]
 
 Prediction: one image of 640 x 640 pixels, 80 classes, the same random weights everywhere: transformers in PyTorch, eager;
 detrkit eager, ONNX Runtime, OpenVINO in float32, bfloat16 and int8, calibrated on drawn images. All run in one process with

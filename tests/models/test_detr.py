@@ -9,6 +9,7 @@ from detrkit import ConfigError, ModelConfig, build_model
 from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.positions import LearnedPositions, SinePositions
 from detrkit.models.presets import PRESETS
+from detrkit.models.presets_foundation import FOUNDATION_PRESETS
 from detrkit.models.presets_realtime import REALTIME_PRESETS
 from detrkit.ops.padding import pad_to_batch
 from tests.rounding import assert_equal_up_to_rounding
@@ -55,7 +56,13 @@ def test_presets_are_the_published_models_and_detrkits_own() -> None:
     assert realtime <= set(REALTIME_PRESETS)
     variants = ("-obj365", "-obj2coco", "-dsp", "-sp1", "-sp2", "-sp3")
     assert all(name.endswith(variants) for name in set(REALTIME_PRESETS) - realtime)
-    assert set(PRESETS) - set(REALTIME_PRESETS) == {*published, *panoptic, *successors, *deformable, *tables, *own}
+    foundation = {
+        f"lwdetr-{size}{data}" for size in ("tiny", "small", "medium", "large", "xlarge") for data in ("", "-obj365")
+    }
+    foundation |= {f"rfdetr-{size}" for size in ("nano", "small", "medium", "base", "large", "large-deprecated")}
+    assert set(FOUNDATION_PRESETS) == foundation
+    others = {*published, *panoptic, *successors, *deformable, *tables, *own}
+    assert set(PRESETS) - set(REALTIME_PRESETS) - foundation == others
 
 
 def test_initial_weights_of_attention_maps_are_scaled_up_in_the_mask_head() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from detrkit.checkpoints.adapt import HGNET_STEM, RESNET_STEM, RESNET_VD_STEM
+from detrkit.checkpoints.adapt import HGNET_STEM, RESNET_STEM, RESNET_VD_STEM, VIT_STEM
 from detrkit.checkpoints.conversion.architectures import ARCHITECTURES, architecture_of_names
+from detrkit.checkpoints.conversion.foundation_fields import vit_name
 from detrkit.config.model import ModelConfig
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.backbones import hgnet, resnet
@@ -84,6 +85,8 @@ def _count(state: Mapping[str, Tensor], layers: str) -> int:
 
 def _backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
     """Return the name of the backbone, and its input channels."""
+    if (vit := vit_name(state)) is not None:
+        return vit, state[VIT_STEM].shape[1]
     if (stem := state.get(HGNET_STEM)) is not None:
         return _hgnet(state), stem.shape[1]
     vd_stem = state.get(RESNET_VD_STEM)

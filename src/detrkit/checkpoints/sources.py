@@ -6,8 +6,8 @@ from pathlib import Path, PureWindowsPath
 
 from detrkit._internal.documents import parse_json
 from detrkit.checkpoints.export_formats import is_exported
-from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
-from detrkit.checkpoints.zoo_realtime import REALTIME_FILES, REALTIME_PAGES
+from detrkit.checkpoints.zoo import HUB_MODELS, LATER_FILES, MODEL_NAMES, OFFICIAL_FILES
+from detrkit.checkpoints.zoo_realtime import REALTIME_PAGES
 from detrkit.errors import CheckpointError, did_you_mean
 from detrkit.models.presets_refused import REFUSED_PRESETS
 
@@ -227,7 +227,7 @@ def check_source(source: Path | str) -> None:
 
 
 def _check_published(preset: str) -> None:
-    published = (*OFFICIAL_FILES, *HUB_MODELS, *REALTIME_FILES, *REALTIME_PAGES)
+    published = (*OFFICIAL_FILES, *HUB_MODELS, *LATER_FILES, *REALTIME_PAGES)
     if preset not in published:
         raise CheckpointError(
             f"{preset}: no weights of this model were published; use one of {', '.join(published)}, or train it"

@@ -18,18 +18,23 @@ HGNetName = Literal[
     "hgnetv2-b5",
     "hgnetv2-b6",
 ]
-BackboneName = ResNetName | ResNetVdName | HGNetName
+ViTName = Literal["vit-tiny", "vit-small", "vit-base", "dinov2-small", "dinov2-base"]
+BackboneName = ResNetName | ResNetVdName | HGNetName | ViTName
 TIMM = "timm:"  # prefix of the names of timm's backbones
 Normalization = Literal["frozen", "batch"]
 PositionInjection = Literal["attention", "input", "none"]  # where position encodings are added (paper, table 3)
 EncoderName = Literal["dense", "deformable", "hybrid"]
 FusionBlockName = Literal["csp_rep", "rep_ncsp_elan", "rep_ncsp_elan_sum", "lite"]
-QueryName = Literal["learned", "points", "anchors", "two_stage", "selected"]
+QueryName = Literal["learned", "points", "anchors", "two_stage", "selected", "mixed"]
 DecoderName = Literal["dense", "conditional", "deformable", "fine_grained"]
 SamplingName = Literal["bilinear", "discrete"]
 _THREE_STAGES = ("resnet-tiny", "hgnetv2-atto", "hgnetv2-femto", "hgnetv2-pico")
+_PUBLISHED_SIDES = {"hgnetv2-atto": 320, "hgnetv2-femto": 416}
 _AFFINE_HGNETS = ("atto", "femto", "pico", "b0", "b1", "b2", "b3")  # as published
 _MAX_BACKBONE_LEVELS = 3  # feature maps taken from the backbone; coarser ones are computed from the last
+# of the feature maps that are computed from those of a ViT, by their number: cells per cell of the ViT, finest first
+PROJECTOR_SCALES: dict[int, tuple[float, ...]] = {1: (1.0,), 2: (2.0, 0.5), 3: (2.0, 1.0, 0.5)}
+_Layers = tuple[Annotated[int, Field(ge=0, le=100)], ...]
 
 
 class ModelConfig(BaseModel):
@@ -46,7 +51,9 @@ class ModelConfig(BaseModel):
     )
     num_queries: int = Field(100, ge=1, le=100_000, description="object queries: maximum of objects per image")
     backbone: BackboneName | Annotated[str, StringConstraints(pattern=r"^timm:[\w.-]+$", max_length=100)] = Field(
-        "resnet50", description="ResNet, ResNet-vd, HGNetV2, or timm:NAME for a model of the timm library"
+        "resnet50",
+        description="ResNet, ResNet-vd, HGNetV2, ViT (LW-DETR: vit-..., RF-DETR: dinov2-...), or timm:NAME for a model of "
+        "the timm library",
     )
     in_channels: int = Field(3, ge=1, le=1000, description="image channels: 3 for RGB, 1 for grey")
     backbone_normalization: Normalization = Field(
@@ -61,6 +68,32 @@ class ModelConfig(BaseModel):
     )
     dilation: bool = Field(
         False, description="dilate the last stage instead of striding (DC5): stride 16 instead of 32; tiny: 8"
+    )
+    backbone_layers: int = Field(12, ge=1, le=100, description="ViT: blocks (LW-DETR: 6 or 10)")
+    patch_size: int = Field(16, ge=2, le=64, description="ViT: side of the patches in pixels, the stride of its maps")
+    num_windows: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="ViT: windows per side in blocks without global attention; sides of images are multiples of "
+        "patch_size x num_windows",
+    )
+    global_layers: _Layers = Field(
+        (),
+        description="ViT: blocks, counted from 0, in which all windows attend to each other; the others attend within",
+    )
+    out_layers: _Layers = Field(
+        (12,), min_length=1, description="ViT: features are taken after that many blocks, and concatenated"
+    )
+    position_grid: int = Field(
+        14, ge=1, le=512, description="ViT: rows and columns of its learned positions, interpolated for other sizes"
+    )
+    num_register_tokens: int = Field(0, ge=0, le=64, description="DINOv2: learned tokens besides the class token")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="ViT: stochastic depth of the last block in training, linearly from 0 at the first"
+    )
+    projector_norm: Literal["batch", "layer"] = Field(
+        "batch", description="ViT: norm of the convolutions that compute feature maps from it (LW-DETR, RF-DETR)"
     )
     position_embedding: Literal["sine", "learned", "none"] = Field("sine", description="position encoding of the cells")
     encoder_positions: PositionInjection = Field(
@@ -77,6 +110,9 @@ class ModelConfig(BaseModel):
     )
     hidden_dim: int = Field(256, ge=4, le=16_384, description="width of the transformer")
     num_heads: int = Field(8, ge=1, description="attention heads")
+    cross_attention_heads: int | None = Field(
+        None, ge=1, description="heads of deformable cross-attention (LW-DETR, RF-DETR); omitted: num_heads"
+    )
     encoder_layers: int = Field(6, ge=0, le=100, description="encoder layers")
     decoder_layers: int = Field(6, ge=1, le=100, description="decoder layers")
     dim_feedforward: int = Field(2048, ge=1, le=100_000, description="hidden width of the feed-forward networks")
@@ -165,7 +201,14 @@ class ModelConfig(BaseModel):
         "learned",
         description="object queries: learned embeddings (DETR), embeddings with reference points (Conditional, Deformable "
         "DETR), learned anchor boxes (DAB-DETR), or the encoder's best boxes (two-stage Deformable DETR); selected: the "
-        "encoder's best boxes, with the memory of their cells as content (RT-DETR, D-FINE)",
+        "encoder's best boxes, with the memory of their cells as content (RT-DETR, D-FINE); mixed: with learned content, "
+        "and boxes relative to them in all layers (LW-DETR, RF-DETR)",
+    )
+    group_detr: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="groups of mixed queries in training, each matched with all objects; the first is used for predictions",
     )
     two_stage_content: Literal["box", "memory"] = Field(
         "box",
@@ -225,6 +268,8 @@ class ModelConfig(BaseModel):
     @property
     def has_published_backbone(self) -> bool:
         """True if the backbone is one of the published code's and Hugging Face's."""
+        if self.is_vit:
+            return True
         if self.is_hybrid:
             return self.backbone.endswith("-vd") or self.backbone.startswith("hgnetv2-")
         return self.backbone in ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -232,7 +277,27 @@ class ModelConfig(BaseModel):
     @property
     def supports_padding_invariance(self) -> bool:
         """True if padding can be excluded from the backbone, so that an image's features do not depend on its batch."""
-        return not self.backbone.startswith(TIMM)
+        return not self.backbone.startswith(TIMM) and not self.is_vit
+
+    @property
+    def is_vit(self) -> bool:
+        """True if the backbone is a ViT, from whose maps of one stride a projector computes those of the transformer."""
+        return self.backbone.startswith(("vit-", "dinov2-"))
+
+    @property
+    def size_divisor(self) -> int:
+        """Sides of images must be multiples of it, in pixels."""
+        return self.patch_size * self.num_windows if self.is_vit else 1
+
+    @property
+    def published_side(self) -> int | None:
+        """Side in pixels of the square images that published weights of the architecture expect; None if not square."""
+        if self.is_vit:
+            if self.backbone.startswith("vit-"):
+                return 640
+            divisor = self.size_divisor  # DINOv2's own grid of positions need not fit the windows
+            return -(-self.position_grid * self.patch_size // divisor) * divisor
+        return _PUBLISHED_SIDES.get(self.backbone, 640) if self.is_hybrid else None
 
     @property
     def has_published_positions(self) -> bool:
@@ -247,6 +312,8 @@ class ModelConfig(BaseModel):
     @property
     def strides(self) -> tuple[int, ...]:
         """Pixels per cell of each feature map of the transformer, finest first."""
+        if self.is_vit:
+            return tuple(int(self.patch_size / scale) for scale in PROJECTOR_SCALES[self.num_feature_levels])
         stages = [4, 8, 16] if self.backbone in _THREE_STAGES else [4, 8, 16, 32]
         if self.dilation:
             stages[-1] = stages[-2]
@@ -262,7 +329,7 @@ class ModelConfig(BaseModel):
 
     @property
     def num_backbone_levels(self) -> int:
-        """Number of feature maps that are taken from the backbone."""
+        """Number of feature maps that are taken from the backbone; of a ViT, of those that are computed from them."""
         return 1 if self.fusion_block == "lite" else min(self.num_feature_levels, _MAX_BACKBONE_LEVELS)
 
     @property
@@ -278,7 +345,7 @@ class ModelConfig(BaseModel):
     @property
     def has_encoder_queries(self) -> bool:
         """True if queries start from boxes that the encoder predicts, so that they differ between images."""
-        return self.queries in ("two_stage", "selected")
+        return self.queries in ("two_stage", "selected", "mixed")
 
     @property
     def sampling_points(self) -> tuple[int, ...]:
@@ -288,7 +355,7 @@ class ModelConfig(BaseModel):
     @property
     def is_multi_scale(self) -> bool:
         """True if feature maps are projected, normalised and identified by level embeddings, as in Deformable DETR."""
-        return (self.is_deformable or self.num_feature_levels > 1) and not self.is_hybrid
+        return (self.is_deformable or self.num_feature_levels > 1) and not self.is_hybrid and not self.is_vit
 
     @property
     def is_hybrid(self) -> bool:

@@ -15,7 +15,7 @@ MAX_UNREADABLE = 0.01  # fraction of the images
 Part = Literal["backbone", "neck", "encoder", "query_source", "decoder", "heads", "mask_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 BoxNoise = Literal["center_size", "corners", "ordered_corners"]
-ClassLoss = Literal["default", "align", "vfl", "mal"]  # classification loss
+ClassLoss = Literal["default", "align", "ia_bce", "vfl", "mal"]  # classification loss
 BOXES = "boxes"  # in `freeze`: every part but the mask head
 
 
@@ -187,8 +187,9 @@ class AugmentationConfig(_Group):
         default=0,
         ge=0,
         le=100,
-        description="resize each batch to 0.75 to 1.25 times its size at random, in steps of 32 pixels; the size itself is "
-        "drawn so many times as often as any other (RT-DETR: 3); 0 disables it",
+        description="resize each batch to 0.75 to 1.25 times its size at random, in steps of 32 pixels (ViTs: 3 smaller "
+        "and 4 larger multiples of patches x windows); the size itself is drawn so many times as often as any other "
+        "(RT-DETR: 3); 0 disables it",
     )
     mosaic_until: float = Field(
         default=1.0,
@@ -224,8 +225,8 @@ class LossConfig(_Group):
     cls_loss: ClassLoss = Field(
         default="default",
         description="classification loss; 'default' is cross-entropy of softmax and focal loss of sigmoid scores; for "
-        "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'vfl' (varifocal, RT-DETR) and "
-        "'mal' (matchability-aware, DEIM)",
+        "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'ia_bce' (the same with the "
+        "weights of LW-DETR and RF-DETR), 'vfl' (varifocal, RT-DETR) and 'mal' (matchability-aware, DEIM)",
     )
     fgl_loss_coef: float = Field(
         default=0.15, ge=0, description="weight of the fine-grained localization loss of edge distributions (D-FINE)"

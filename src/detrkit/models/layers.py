@@ -36,6 +36,7 @@ class LayerConfig:
         value_projection: deformable attention projects values and outputs.
         norm: layer norm, or RMS norm, which neither centers nor shifts (arXiv:1910.07467).
         feed_forward: of the layer, see `FeedForward` and `SwiGLU`.
+        cross_attention_heads: of deformable cross-attention; None for `num_heads`.
     """
 
     width: int
@@ -50,6 +51,7 @@ class LayerConfig:
     value_projection: bool = True
     norm: NormName = "layer"
     feed_forward: FeedForwardName = "mlp"
+    cross_attention_heads: int | None = None
 
     @property
     def points_per_level(self) -> tuple[int, ...]:

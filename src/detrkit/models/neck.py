@@ -4,7 +4,7 @@ DETR projects the last map (paper, section 3.2); Deformable DETR projects severa
 (arXiv:2010.04159, section 4.1 and appendix A.2), as do the smallest variants of DEIMv2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,7 +175,7 @@ class Neck(nn.Module):
 
     def __init__(
         self,
-        projection: SingleScaleProjection | MultiScaleProjection | NormalizedProjection,
+        projection: Callable[[Sequence[Float[Tensor, "B _ _ _"]], LevelPadding], list[Float[Tensor, "B D _ _"]]],
         positions: PositionEncoding | None,
         *,
         strides: tuple[int, ...],

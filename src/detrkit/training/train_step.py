@@ -237,7 +237,8 @@ class TrainStep:
         repeats = self.settings.augmentation.multi_scale
         if not repeats or not batch.is_strong:
             return batch.images, padding_mask
-        return rescale(batch.images, padding_mask, repeats, mix_seeds(self.settings.seed, self.step_number))
+        seed = mix_seeds(self.settings.seed, self.step_number)
+        return rescale(batch.images, padding_mask, repeats, seed, self.model.config.size_divisor)
 
     def _noised(self, batch: Batch) -> dict[str, NoisedBoxes]:
         if not self.settings.auxiliary_queries.has_denoising:

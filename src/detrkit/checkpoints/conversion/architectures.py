@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from detrkit.checkpoints.conversion.foundation_fields import FOUNDATION_FIELDS, foundation_fields
 from detrkit.checkpoints.conversion.realtime_fields import (
     REALTIME_FIELDS,
     deimv2_fields,
@@ -18,7 +19,16 @@ from detrkit.checkpoints.conversion.realtime_fields import (
 from detrkit.config.model import ModelConfig
 
 Architecture = Literal[
-    "detr", "conditional-detr", "dab-detr", "deformable-detr", "rtdetr", "rtdetrv2", "dfine", "deimv2"
+    "detr",
+    "conditional-detr",
+    "dab-detr",
+    "deformable-detr",
+    "rtdetr",
+    "rtdetrv2",
+    "dfine",
+    "deimv2",
+    "lwdetr",
+    "rfdetr",
 ]
 
 
@@ -94,7 +104,22 @@ _REALTIME_VARIABLE = frozenset({"max_detections", "num_feature_levels", "activat
 _DEIMV2_VARIABLE = frozenset(
     {"cross_attention_gate", "shared_box_head", "selection_projection", "layerwise_query_positions"}
 )
+_FOUNDATION_VARIABLE = frozenset({"max_detections", "num_feature_levels"})
 ARCHITECTURES: dict[Architecture, ArchitectureTraits] = {
+    "rfdetr": ArchitectureTraits(
+        FOUNDATION_FIELDS,
+        "backbone.mask_token",
+        foundation_fields,
+        _FOUNDATION_VARIABLE,
+        lambda config: config.backbone.startswith("dinov2-"),
+    ),
+    "lwdetr": ArchitectureTraits(
+        FOUNDATION_FIELDS,
+        "backbone.class_position",
+        foundation_fields,
+        _FOUNDATION_VARIABLE,
+        lambda config: config.backbone.startswith("vit-"),
+    ),
     "deimv2": ArchitectureTraits(
         {**REALTIME_FIELDS, "decoder": "fine_grained", "decoder_norm": "rms", "decoder_feed_forward": "swiglu"},
         "heads.initial_box_head.",

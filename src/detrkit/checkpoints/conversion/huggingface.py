@@ -41,6 +41,14 @@ _REALTIME_SETTINGS = {
     "encoder_fuse_op": "sum",
     "encoder_has_trailing_conv": True,
 }
+_FOUNDATION_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("lwdetr", "rfdetr"))
+_FOUNDATION_SETTINGS = {
+    "activation_function": "silu",
+    "decoder_activation_function": "relu",
+    "hidden_expansion": 0.5,
+    "c2f_num_blocks": 3,
+    "batch_norm_eps": 1e-5,
+}
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,9 @@ def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
     if config.is_hybrid:
         _check_realtime_variant(config)
         return
+    if config.is_vit:
+        _check_foundation_variant(config)
+        return
     is_table_transformer = architecture_of_config(config) == "detr" and not config.mask_head
     unsupported = (
         (config.pre_norm and not is_table_transformer, "pre_norm", "official"),
@@ -211,6 +222,26 @@ def _check_realtime_variant(config: ModelConfig) -> None:
             )
 
 
+def _check_foundation_variant(config: ModelConfig) -> None:
+    is_rfdetr = config.backbone.startswith("dinov2-")
+    name_there = "RF-DETR" if is_rfdetr else "LW-DETR"
+    following = {layer for layer in config.out_layers if layer < config.backbone_layers}
+    unsupported = (
+        (is_rfdetr and config.num_feature_levels > 1, "several feature maps"),
+        (is_rfdetr and set(config.global_layers) != following, "global attention in other blocks than after features"),
+        (is_rfdetr and config.num_register_tokens > 0, "register tokens"),
+        (config.projector_norm != ("layer" if is_rfdetr else "batch"), f"projector_norm {config.projector_norm!r}"),
+        (config.activation != "relu", f"activation {config.activation!r}"),
+        (len(set(config.sampling_points)) > 1, "different numbers of sampling points"),
+    )
+    for is_used, name in unsupported:
+        if is_used:
+            raise CheckpointError(
+                f"the model uses {name}, which Hugging Face's {name_there} does not support; use "
+                f"{arg('to', 'official')}"
+            )
+
+
 def _read_config(path: Path, conversion: HuggingFaceConversion) -> dict[str, Any]:
     content = read_json(path)
     model_type = content.get("model_type")
@@ -228,7 +259,9 @@ def _check_settings(content: Mapping[str, Any], path: Path) -> None:
     """
     is_table_transformer = content["model_type"] == table_transformer_huggingface.MODEL_TYPE
     expected: dict[str, tuple[Any, ...]] = {"decoder_attention_heads": (content.get("encoder_attention_heads", 8),)}
-    if content["model_type"] in _REALTIME_TYPES:
+    if content["model_type"] in _FOUNDATION_TYPES:
+        expected = {setting: (value,) for setting, value in _FOUNDATION_SETTINGS.items()}
+    elif content["model_type"] in _REALTIME_TYPES:
         expected |= {setting: (value,) for setting, value in _REALTIME_SETTINGS.items()}
     else:
         expected["activation_function"] = ("relu", "prelu") if content["model_type"] == "dab-detr" else ("relu",)
@@ -245,9 +278,24 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
     config = checkpoint.config
     conversion = _conversion_for(config)
     names = checkpoint.categories.names
+    labels = {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+        "detrkit_category_ids": list(checkpoint.categories.ids),
+    }
+    common = {} if config.is_vit else _common_fields(config, native_backbone)
     return {
         "model_type": conversion.MODEL_TYPE,
         "architectures": [transformers_classes(config)[0]],
+        **common,
+        **labels,
+        **conversion.config_fields(config),
+    }
+
+
+def _common_fields(config: ModelConfig, native_backbone: bool) -> dict[str, Any]:
+    """Return the fields that DETR and its successors with an encoder share."""
+    return {
         "backbone_config": _native_backbone(config) if native_backbone else _timm_backbone(config),
         "dilation": config.dilation,
         "num_queries": config.num_queries,
@@ -259,10 +307,6 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
         "decoder_ffn_dim": config.dim_feedforward,
         "dropout": config.dropout,
         "position_embedding_type": config.position_embedding,
-        "id2label": {str(label): name for label, name in enumerate(names)},
-        "label2id": {name: label for label, name in enumerate(names)},
-        "detrkit_category_ids": list(checkpoint.categories.ids),
-        **conversion.config_fields(config),
     }
 
 

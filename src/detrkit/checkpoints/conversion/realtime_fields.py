@@ -30,7 +30,6 @@ _DEIMV2_NUM_QUERIES = {64: 100, 96: 150, 112: 200}  # by width
 _PUBLISHED_EXPANSIONS = (1.0, 0.5, 0.34)  # of D-FINE, whose widths are rounded
 _PUBLISHED_POINTS = {2: (6, 6), 3: (3, 6, 3)}  # of D-FINE
 _LITE_POINTS = (4, 2)
-_PUBLISHED_SIDES = {"hgnetv2-atto": 320, "hgnetv2-femto": 416}
 
 
 def realtime_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
@@ -58,11 +57,6 @@ def deimv2_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]
         "selection_projection": is_projected,
         "layerwise_query_positions": is_projected,
     }
-
-
-def published_side(config: ModelConfig) -> int:
-    """Return the side of the square images that the published weights of a model were trained and evaluated on."""
-    return _PUBLISHED_SIDES.get(config.backbone, 640)
 
 
 def count_modules(state: Mapping[str, Tensor], name: str) -> int:

@@ -22,6 +22,10 @@ from detrkit.checkpoints.conversion import (
     detr_official,
     dfine_huggingface,
     dfine_official,
+    lwdetr_huggingface,
+    lwdetr_official,
+    rfdetr_huggingface,
+    rfdetr_official,
     rtdetr_huggingface,
     rtdetr_official,
     rtdetrv2_huggingface,
@@ -86,6 +90,8 @@ class HuggingFaceConversion(Protocol):
 
 
 OFFICIAL: dict[Architecture, OfficialConversion] = {
+    "lwdetr": lwdetr_official,  # these before Deformable DETR, whose attention they have
+    "rfdetr": rfdetr_official,
     "detr": detr_official,
     "conditional-detr": conditional_detr_official,
     "dab-detr": dab_detr_official,
@@ -106,6 +112,8 @@ HUGGINGFACE: dict[Architecture | Literal["table-transformer"], HuggingFaceConver
     "deimv2": deimv2_huggingface,  # before D-FINE, as above
     "dfine": dfine_huggingface,
     "deformable-detr": deformable_detr_huggingface,
+    "lwdetr": lwdetr_huggingface,
+    "rfdetr": rfdetr_huggingface,
 }
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detrkit.checkpoints.conversion import rtdetr_official
 from detrkit.checkpoints.conversion.key_mapping import Rule
-from detrkit.checkpoints.conversion.realtime_fields import point_scales, published_side
+from detrkit.checkpoints.conversion.realtime_fields import point_scales
 from detrkit.checkpoints.conversion.rtdetr_official import (
     CSP_FUSION_RULES,
     DECODER_RULES,
@@ -70,7 +70,7 @@ def _points_per_level(scales: Tensor) -> tuple[int, ...]:
 
 def _anchors(config: ModelConfig) -> dict[str, Tensor]:
     """Compute the anchors of the cells of square images, whose logits are infinite where they are invalid."""
-    side = published_side(config)
+    side = config.published_side or 640
     sizes = tuple((side // stride, side // stride) for stride in config.strides)
     num_cells = sum(height * width for height, width in sizes)
     maps = FeatureMaps(torch.zeros(1, num_cells, 1), torch.zeros(1, num_cells, 1), None, sizes)

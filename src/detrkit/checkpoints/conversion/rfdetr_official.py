@@ -1,0 +1,98 @@
+"""RF-DETR in the official format (roboflow/rf-detr): entry names; the rules but those of the backbone are LW-DETR's."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from detrkit.checkpoints.conversion import lwdetr_official
+from detrkit.checkpoints.conversion.key_mapping import (
+    Rule,
+    merge_in_proj,
+    rename_from_detrkit,
+    rename_to_detrkit,
+    split_in_proj,
+    without_step_counters,
+)
+from detrkit.checkpoints.conversion.lwdetr_official import PREFIX, PROJECTOR_RULES, TRANSFORMER_RULES
+
+_ENCODER = f"{PREFIX}encoder.encoder."
+_EMBEDDINGS = "embeddings."
+_COMPUTED = "_kp_active_mask"  # a buffer of version 1.11, empty
+
+
+def dinov2_rules(other: str, attention: Mapping[str, str], layers: str = "encoder.layer.{n}.") -> list[Rule]:
+    """Return rules for the backbone.
+
+    Args:
+        other: prefix of the backbone in the other format.
+        attention: names of the projections of attention there.
+        layers: prefix of its blocks.
+    """
+    block, other_block = "backbone.blocks.{n}.", other + layers
+    return [
+        ("backbone.patch_embedding.", f"{other}{_EMBEDDINGS}patch_embeddings.projection."),
+        ("backbone.positions", f"{other}{_EMBEDDINGS}position_embeddings"),
+        ("backbone.tokens", f"{other}{_EMBEDDINGS}cls_token"),
+        ("backbone.mask_token", f"{other}{_EMBEDDINGS}mask_token"),
+        (f"{block}attention_norm.", f"{other_block}norm1."),
+        *(
+            (f"{block}attention.{own}_projection.", f"{other_block}attention.{name}.")
+            for own, name in attention.items()
+        ),
+        (f"{block}attention_scale", f"{other_block}layer_scale1.lambda1"),
+        (f"{block}feed_forward_norm.", f"{other_block}norm2."),
+        (f"{block}feed_forward.expand.", f"{other_block}mlp.fc1."),
+        (f"{block}feed_forward.contract.", f"{other_block}mlp.fc2."),
+        (f"{block}feed_forward_scale", f"{other_block}layer_scale2.lambda1"),
+        ("backbone.norm.", f"{other}layernorm."),
+    ]
+
+
+_ATTENTION = {
+    "query": "attention.query",
+    "key": "attention.key",
+    "value": "attention.value",
+    "output": "output.dense",
+}
+_RULES: list[Rule] = [
+    *dinov2_rules(_ENCODER, _ATTENTION),
+    *PROJECTOR_RULES,
+    *TRANSFORMER_RULES,
+]
+fields_from_args, args_from_config = lwdetr_official.fields_from_args, lwdetr_official.args_from_config
+fields_from_state, computed_entries = lwdetr_official.fields_from_state, lwdetr_official.computed_entries
+
+
+def matches(names: Collection[str]) -> bool:
+    """Return whether entries are those of an official RF-DETR."""
+    return f"{_ENCODER}{_EMBEDDINGS}cls_token" in names and "refpoint_embed.weight" in names
+
+
+def to_detrkit(state: Mapping[str, Tensor], rules: list[Rule] = _RULES) -> dict[str, Tensor]:
+    """Rename official entries to detrkit's."""
+    stored = {name: tensor for name, tensor in without_step_counters(state).items() if not name.endswith(_COMPUTED)}
+    return split_dinov2_tables(rename_to_detrkit(split_in_proj(stored), rules))
+
+
+def from_detrkit(state: Mapping[str, Tensor], rules: list[Rule] = _RULES) -> dict[str, Tensor]:
+    """Rename detrkit's entries to the official ones."""
+    return merge_in_proj(rename_from_detrkit(merge_dinov2_tables(state), rules))
+
+
+def split_dinov2_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Split tables, see `lwdetr_official.split_tables`, and remove the batch axis of tokens."""
+    split = lwdetr_official.split_tables(state)
+    split["backbone.tokens"], split["backbone.mask_token"] = (
+        split["backbone.tokens"][0],
+        split["backbone.mask_token"][0],
+    )
+    return split
+
+
+def merge_dinov2_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `split_dinov2_tables`."""
+    merged = lwdetr_official.merge_tables(state)
+    for name in ("backbone.tokens", "backbone.mask_token"):
+        merged[name] = torch.stack([merged[name]])
+    return merged

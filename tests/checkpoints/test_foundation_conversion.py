@@ -1,0 +1,92 @@
+"""Official checkpoints of LW-DETR and RF-DETR: names, configurations, what files do not show."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from detrkit import build_model, load_official_state_dict, state_dict_as_official
+from detrkit.checkpoints.conversion.official import official_from_detrkit, read_official, write_official_file
+from detrkit.checkpoints.infer_config import infer_config
+from detrkit.checkpoints.load import load_checkpoint
+from detrkit.checkpoints.native import Checkpoint, default_preprocessing
+from detrkit.checkpoints.state_dict import check_state_dict
+from detrkit.config.model import ModelConfig
+from detrkit.data.categories import default_categories
+from detrkit.models.build import model_without_memory
+from detrkit.models.detr import DETR
+from detrkit.models.presets import PRESETS
+from tests.parameters import slow_except
+from tests.parity.foundation_golden import published_files
+
+SIZES = ("tiny", "small", "medium", "large", "xlarge")
+PRESET_OF_FILE = {
+    **{f"LWDETR_{size}_60e_coco.pth": f"lwdetr-{size}" for size in SIZES},
+    **{f"LWDETR_{size}_30e_objects365.pth": f"lwdetr-{size}-obj365" for size in SIZES},
+    **{f"rf-detr-{size}.pth": f"rfdetr-{size}" for size in ("nano", "small", "medium", "base")},
+    "rf-detr-base-2.pth": "rfdetr-base",
+    "rf-detr-large-2026.pth": "rfdetr-large",
+    "rf-detr-large.pth": "rfdetr-large-deprecated",
+}
+FAST = ("LWDETR_tiny_60e_coco.pth", "rf-detr-nano.pth")
+
+
+@pytest.mark.parametrize("file", slow_except(FAST, PRESET_OF_FILE))
+def test_every_published_entry_has_a_place_and_none_is_missing_in_both_directions(file: str, shared: Path) -> None:
+    config, family = PRESETS[PRESET_OF_FILE[file]], "lwdetr" if file.startswith("LWDETR") else "rfdetr"
+    published = published_files(shared, family)[file]
+    state = {
+        name: torch.empty(shape, dtype=getattr(torch, kind), device="meta") for name, shape, kind in published["state"]
+    }
+    model = model_without_memory(config)
+    read = read_official(state, None)
+    assert read is not None
+    check_state_dict(model, read[0])
+    assert infer_config(read[0], **read[1]) == config
+    written = official_from_detrkit(model.state_dict(), config)
+    assert {name: tensor.shape for name, tensor in written.items()} == {
+        name: tensor.shape for name, tensor in state.items()
+    }
+    parameters = list(model.parameters())
+    assert sum(one.numel() for one in parameters) == published["parameters"]
+    assert sum(one.numel() for one in parameters if one.requires_grad) == published["parameters_trainable"]
+
+
+def small(preset: str, **changes: object) -> DETR:
+    return build_model(
+        preset, **{"num_classes": 3, "dim_feedforward": 32, "num_queries": 5, "group_detr": 2, **changes}
+    )
+
+
+@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-nano"])
+def test_weights_survive_the_authors_names_to_the_bit(preset: str) -> None:
+    model, other = small(preset), small(preset)
+    official = state_dict_as_official(model)
+    assert official["refpoint_embed.weight"].shape == (10, 4)
+    for content in (official, {"model": official, "args": None}, {"ema_model": official}):
+        load_official_state_dict(other, content)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-nano"])
+def test_official_files_are_read_with_their_configuration_and_preprocessing(preset: str, tmp_path: Path) -> None:
+    model = small(preset, num_classes=91, max_detections=5, group_detr=3)
+    checkpoint = Checkpoint(
+        model.state_dict(), model.config, default_categories(91), default_preprocessing(model.config)
+    )
+    write_official_file(tmp_path / "best.pth", checkpoint)
+    read = load_checkpoint(tmp_path / "best.pth")
+    assert read.config == model.config
+    assert read.categories == default_categories(91)
+    side = 640 if preset == "lwdetr-tiny" else 384
+    assert (read.preprocessing.resize, read.preprocessing.size) == ("stretch", (side, side))
+    assert read.preprocessing.normalize
+
+
+def test_published_sizes_are_those_of_the_position_table() -> None:
+    expected = {"rfdetr-nano": 384, "rfdetr-small": 512, "rfdetr-medium": 576, "rfdetr-base": 560, "rfdetr-large": 704}
+    for preset, side in {**expected, "lwdetr-tiny": 640, "lwdetr-xlarge": 640}.items():
+        config: ModelConfig = PRESETS[preset]
+        assert default_preprocessing(config).size == (side, side)
+        assert side % config.size_divisor == 0
