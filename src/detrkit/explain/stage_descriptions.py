@@ -52,7 +52,7 @@ def _input_projection(config: ModelConfig) -> str:
         maps = (
             "one map" if config.num_feature_levels == 1 else f"{config.num_feature_levels} maps of different resolution"
         )
-        return f"convolutions fuse the features of all blocks into {maps} of the transformer's width; each cell becomes a token"
+        return f"convolutions fuse these into {maps} of the transformer's width; each cell becomes a token"
     further = config.num_feature_levels - config.num_backbone_levels
     added = f"{plural(further, 'coarser map')} computed from the last one; " if further else ""
     cells = "each cell" if config.num_feature_levels == 1 else f"each cell of all {config.num_feature_levels} maps"
@@ -110,7 +110,7 @@ def _queries(config: ModelConfig) -> str:
     if config.queries == "mixed":
         return (
             "every cell of the memory proposes a box with class scores; those with the highest scores become the queries "
-            "of this image, query 0 from the highest. A learned delta of its rank refines its box; its content is a learned "
+            "of this image, query 0 from the highest. A learned delta of its rank refines its box; its content is an "
             "embedding of its rank, and its position is computed from its box"
         )
     if config.queries != "two_stage":
@@ -161,8 +161,8 @@ def _box_head(config: ModelConfig) -> str:
         return "after every layer, for every query: offset from the previous box; a sigmoid maps the sum to 0 .. 1"
     if config.queries == "mixed":
         return (
-            "after every layer, for every query: offset from its box, relative to the size, and logarithm of a factor of the "
-            "size; boxes may exceed the image"
+            "after every layer, for every query: offset from its box, relative to the size, and logarithm of a factor of "
+            "the size; boxes may exceed the image"
         )
     start = "point" if config.queries == "points" else "box"
     return f"after every layer, for every query: offset from its reference {start}; a sigmoid maps the sum to 0 .. 1"
