@@ -30,7 +30,7 @@ def test_tables_are_resized_as_by_interpolate(size: tuple[int, int], antialias: 
 
 
 @pytest.mark.parametrize("name", ["vit-tiny", "dinov2-small"])
-def test_windows_see_nothing_of_others_until_a_global_block(name: str) -> None:
+def test_windows_are_independent_before_the_first_global_block(name: str) -> None:
     backbone = ViTBackbone(name, LAYOUT).eval()  # type: ignore[arg-type]
     images = torch.randn(1, 3, 32, 48)
     changed = images.clone()

@@ -37,7 +37,7 @@ class PublishedTraining:
         component_decay: factor of the decoder's learning rate; its square is that of the backbone's.
         weight_decay: of AdamW.
         ema_decay: of the average of weights.
-        ema_warmup_steps: as the setting; 1 is none.
+        ema_warmup_steps: as the setting; 1 for no warm-up.
     """
 
     epochs: int
