@@ -35,7 +35,7 @@ def resize_table(
 
 def _cubic_weights(target: int, source: int, device: torch.device) -> Float[Tensor, "target source"]:
     """Compute the weights of all source cells, of which the four next to each target cell are not zero."""
-    position = (torch.arange(target, device=device) + 0.5) * (source / target) - 0.5
+    position = (torch.arange(target, device=device) + 0.5) * _scale(target, source, device) - 0.5
     first = position.floor()
     cells = torch.arange(source, device=device)
     weights = torch.zeros((), device=device)
@@ -48,11 +48,17 @@ def _cubic_weights(target: int, source: int, device: torch.device) -> Float[Tens
 
 def _antialiased_weights(target: int, source: int, device: torch.device) -> Float[Tensor, "target source"]:
     """Compute the weights of all source cells; the filter is as wide as a target cell."""
-    scale = source / target
+    scale = _scale(target, source, device)
     center = (torch.arange(target, device=device) + 0.5) * scale
     distance = torch.arange(source, device=device) + 0.5 - center[:, None]
-    weights = _cubic_filter(distance / max(scale, 1.0), _ANTIALIASED_SHARPNESS)
+    weights = _cubic_filter(distance / scale.clamp(min=1.0), _ANTIALIASED_SHARPNESS)
     return weights / weights.sum(1, keepdim=True)
+
+
+def _scale(target: int, source: int, device: torch.device) -> Float[Tensor, "1"]:
+    """Divide two sizes as tensors: graphs for images of any size have no division of numbers."""
+    numerator, denominator = (torch.full((1,), one, dtype=torch.float32, device=device) for one in (source, target))
+    return numerator / denominator
 
 
 def _cubic_filter(distance: Float[Tensor, "*shape"], sharpness: float) -> Float[Tensor, "*shape"]:

@@ -206,11 +206,11 @@ class ViTBackbone(nn.Module):
         positions = resize_table(self.positions, (height, width), antialias=self.is_dinov2)
         tokens = self._to_windows(patches.permute(0, 2, 3, 1)) + self._to_windows(positions[None]).to(
             patches.dtype
-        ).repeat(len(patches), 1, 1)
+        ).repeat(patches.shape[0], 1, 1)
         if self.tokens is not None:
             first = self.tokens[:1] + self.class_position
             prefix = torch.cat([first, self.tokens[1:]]).to(tokens.dtype)
-            tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([prefix.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return tokens, (height, width)
 
     def _to_windows(self, maps: Float[Tensor, "B h w D"]) -> Float[Tensor, "N S D"]:

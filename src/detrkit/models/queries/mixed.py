@@ -58,9 +58,9 @@ class ProposalGroup(EncoderQueries):
         missing = selected.is_missing[..., None]
         own_logits = rows_of(logits, selected.cells).masked_fill(missing, -INVALID_LOGIT)
         # as published, queries without a cell start from their learned delta as a box
-        rows = deltas.float().expand(len(boxes), -1, -1)
+        rows = deltas.float().expand(boxes.shape[0], -1, -1)
         reference = torch.where(missing, rows, move_boxes(boxes.detach(), rows))
-        tokens = content.to(projected.dtype).expand(len(boxes), -1, -1)
+        tokens = content.to(projected.dtype).expand(boxes.shape[0], -1, -1)
         proposals = EncoderProposals(own_logits, boxes, class_agnostic=False, cells=selected.cells)
         return _Group(tokens, reference, proposals)
 
