@@ -202,16 +202,26 @@ def thirds(samples: Sequence[Usage], name: str) -> tuple[float, float]:
     return first, last
 
 
+_AXES = {
+    "rss_mb": "server, MB",
+    "children_mb": "decoding, MB",
+    "handles": "file handles",
+    "threads": "threads",
+    "children": "child processes",
+    "seconds": "/health, s",
+}
+
+
 def plot(samples: Sequence[Usage], path: Path) -> None:
     """Draw what the server used over time."""
     from matplotlib.figure import Figure
 
-    names = [field.name for field in fields(Usage)][1:]
     figure = Figure(figsize=(8, 10), layout="constrained")
-    for axes, name in zip(figure.subplots(len(names), 1, sharex=True), names, strict=True):
-        axes.plot([one.minutes for one in samples], [getattr(one, name) for one in samples], linewidth=0.8)
-        axes.set_ylabel(name)
-        axes.set_ylim(bottom=0)
+    for axes, (name, label) in zip(figure.subplots(len(_AXES), 1, sharex=True), _AXES.items(), strict=True):
+        values = [getattr(one, name) for one in samples]
+        axes.plot([one.minutes for one in samples], values, linewidth=0.8)
+        axes.set_ylabel(label)
+        axes.set_ylim(0, 1.05 * max(values))
     axes.set_xlabel("minutes")
     figure.savefig(path, dpi=110)
 

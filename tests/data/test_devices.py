@@ -1,6 +1,7 @@
 """Links of a dataset to devices that never end, and pipes without a writer, are not read."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,31 +45,30 @@ def yolo(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("replace", [endless, pipe])
 @pytest.mark.parametrize("name", ["data.yaml", "list.txt"])
-def test_yolo_settings_and_lists_that_are_no_files_are_refused(yolo: Path, name: str, replace: object) -> None:
+def test_yolo_settings_and_lists_that_are_no_files_are_refused(
+    yolo: Path, name: str, replace: Callable[[Path], None]
+) -> None:
     (yolo / "data.yaml").write_text("train: images/train\nval: list.txt\nnames: [cat]\n")
-    assert callable(replace)
     replace(yolo / name)
     with pytest.raises(DatasetError) as caught:
         load_dataset(yolo, "yolo")
     assert "\n" not in str(caught.value)
 
 
-def test_list_in_place_of_a_device_is_refused(yolo: Path) -> None:
+def test_device_in_place_of_a_list_is_refused(yolo: Path) -> None:
     (yolo / "data.yaml").write_text("train: images/train\nval: /dev/zero\nnames: [cat]\n")
     with pytest.raises(DatasetError, match="is a pipe or device"):
         load_dataset(yolo, "yolo")
 
 
 @pytest.mark.parametrize("replace", [endless, pipe])
-def test_labels_that_are_no_files_count_as_missing(yolo: Path, replace: object) -> None:
-    assert callable(replace)
+def test_labels_that_are_no_files_count_as_missing(yolo: Path, replace: Callable[[Path], None]) -> None:
     replace(yolo / "labels/train/0.txt")
     assert [len(record.labels) for record in load_dataset(yolo, "yolo").train.records] == [0, 1]
 
 
 @pytest.mark.parametrize("replace", [endless, pipe])
-def test_text_is_read_of_regular_files_alone(tmp_path: Path, replace: object) -> None:
-    assert callable(replace)
+def test_text_is_read_from_regular_files_only(tmp_path: Path, replace: Callable[[Path], None]) -> None:
     replace(tmp_path / "a.txt")
     with pytest.raises(OSError, match="is a pipe or device, expected a file"):
         read_text(tmp_path / "a.txt")
@@ -77,13 +77,12 @@ def test_text_is_read_of_regular_files_alone(tmp_path: Path, replace: object) ->
 
 
 @pytest.mark.parametrize("replace", [endless, pipe])
-def test_pages_of_voc_that_are_no_files_are_refused(tmp_path: Path, replace: object) -> None:
+def test_pages_of_voc_that_are_no_files_are_refused(tmp_path: Path, replace: Callable[[Path], None]) -> None:
     root = tmp_path / "voc"
     write_images(root / "JPEGImages")
     (root / "Annotations").mkdir()
     for number in range(2):
         (root / "Annotations" / f"{number}.xml").write_text(PAGE)
-    assert callable(replace)
     replace(root / "Annotations/0.xml")
     with pytest.raises(DatasetError) as caught:
         load_dataset(root, "voc")
@@ -91,11 +90,10 @@ def test_pages_of_voc_that_are_no_files_are_refused(tmp_path: Path, replace: obj
 
 
 @pytest.mark.parametrize("replace", [endless, pipe])
-def test_annotations_of_coco_that_are_no_files_are_refused(tmp_path: Path, replace: object) -> None:
+def test_annotations_of_coco_that_are_no_files_are_refused(tmp_path: Path, replace: Callable[[Path], None]) -> None:
     root = tmp_path / "coco"
     write_images(root / "train2017")
     (root / "annotations").mkdir()
-    assert callable(replace)
     replace(root / "annotations" / "instances_train2017.json")
     with pytest.raises(DatasetError) as caught:
         load_dataset(root)

@@ -21,7 +21,7 @@ from tests.fake_cuda import Transfers, fake_cuda
 from tests.parameters import slow_except
 
 ARCHITECTURES = dict(architectures())
-FAST = ("detr-r50", "deformable-detr-r50-two-stage", "detrkit-s", "dfine-n")
+FAST = ("deformable-detr-r50-two-stage", "dfine-n")
 PRECISIONS = ("float32", "bfloat16", "float16")  # of architectures in turn: the copies do not depend on it
 IMAGES = [np.zeros((48, 64, 3), np.uint8), np.full((64, 40, 3), 9, np.uint8)]
 SMALL: dict[str, Any] = {"num_queries": 8, "decoder_layers": 1, "hidden_dim": 64}

@@ -259,6 +259,7 @@ def test_perturbed_ground_truth_is_scored_by_the_published_rules(mini: Split, tm
     assert sum(one.false_positives for one in scores.per_class) > 20
 
 
+@pytest.mark.slow
 def test_results_files_are_scored_as_by_hotcoco(mini: Split, tmp_path: Path) -> None:
     from hotcoco.panoptic import pq_compute
 

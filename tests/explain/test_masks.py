@@ -186,7 +186,7 @@ def test_page_without_a_mask_head_has_no_mask_views(explanation: Explanation) ->
     assert 'value="mask"' not in html
 
 
-@pytest.fixture(params=[400, 1280])
+@pytest.fixture(params=[pytest.param(400, marks=pytest.mark.slow), 1280])
 def opened(
     request: pytest.FixtureRequest, browser: Any, explained: Explanation, tmp_path: Path
 ) -> Iterator[OpenedPage]:

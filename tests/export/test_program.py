@@ -307,6 +307,7 @@ def test_small_image_is_rejected_if_padding_would_change_its_predictions(lite0: 
         detector.predict(np.zeros((80, 120, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_small_image_is_padded_for_a_padding_invariant_model(model: DETR, path: Path) -> None:
     batch = noise_batch([(40, 100)])
     expected, actual = torch_engine(model).predict(batch), read_program(path).predict(batch)

@@ -79,6 +79,7 @@ def test_written_folder_is_read_by_transformers(native: bool, position_embedding
     assert all(torch.equal(back.state[name], tensor) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_every_format_keeps_the_predictions(tmp_path: Path) -> None:
     reference("timm").save_pretrained(tmp_path / "theirs")
     source: Path | str = tmp_path / "theirs"

@@ -101,6 +101,7 @@ def test_finding_about_the_whole_dataset_has_no_count(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_without_validation_objects_the_last_checkpoint_is_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

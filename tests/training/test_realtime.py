@@ -22,6 +22,7 @@ from detrkit.training.build import build_criterion
 from detrkit.training.denoising import noised_boxes
 from detrkit.training.realtime_recipes import common_settings
 from detrkit.training.train_step import TrainStep
+from tests.api.shapes import StopAfter
 from tests.datasets import write_coco
 from tests.rounding import assert_equal_up_to_rounding
 
@@ -101,15 +102,6 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
         make_train_step(small("rtdetr-r18"), **settings)
 
 
-class StopAfter(detrkit.Callback):
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_step_end(self, state: Any) -> None:
-        if state.step == self.steps:
-            state.request_stop()
-
-
 # RT-DETR's batches of random sizes; DEIM's mosaics, MixUp and flat cosine schedule; sizes, crops and denoising of D-FINE
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -121,12 +113,14 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, recipe: 
     short = {"steps": 6, "batch_size": 2, "image_size": 96, "workers": 0, "gradient_accumulation": 1}
     model = {key: value for key, value in SMALL.items() if key != "num_classes"}
 
-    def train(output: str, *callbacks: detrkit.Callback) -> Path:
-        path = tmp_path / output
-        detrkit.train(data, name, output=path, recipe=recipe, callbacks=callbacks, loggers=["jsonl"], **short, **model)
-        return path
+    def train(path: Path, *callbacks: detrkit.Callback) -> detrkit.TrainResult:
+        return detrkit.train(
+            data, name, output=path, recipe=recipe, callbacks=callbacks, loggers=["jsonl"], **short, **model
+        )
 
-    whole, interrupted = train("whole"), train("interrupted", StopAfter(4))
+    whole, interrupted = tmp_path / "whole", tmp_path / "interrupted"
+    assert train(whole).is_complete
+    assert not train(interrupted, StopAfter(4)).is_complete
     torch.manual_seed(123)
     detrkit.resume(interrupted, loggers=["jsonl"])
     expected, resumed = (load_file(folder / "last" / WEIGHTS_FILE) for folder in (whole, interrupted))

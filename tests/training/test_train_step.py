@@ -109,6 +109,7 @@ def test_gradient_norm_is_clipped() -> None:
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_float16_gradients_that_stay_non_finite_end_the_run() -> None:
     train_step = make_train_step(SETTINGS.replace(precision="float16", max_nonfinite_steps=3))
     batch = next(iter(drawn(SETTINGS)))

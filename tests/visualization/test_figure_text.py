@@ -45,7 +45,7 @@ def shown(figure: Figure) -> str:
 
 
 @pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
+def warnings_are_errors() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of fonts without a letter, of axes without room
         yield

@@ -99,7 +99,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _cannot_write(path: Path, error: Exception) -> ConfigError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    reason = reason_of(error)
     advice = "free disk space" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else "check the path"
     return ConfigError(f"{path}: cannot be written ({reason}); {advice}, or choose another {arg('output')}")
 
@@ -182,6 +182,11 @@ def what_is_at(path: Path) -> str:
         return "is a folder" if path.is_dir() else "is a pipe or device" if path.exists() else "no such file"
     except OSError:
         return "no such file"
+
+
+def reason_of(error: Exception) -> str:
+    """Return what an error of the file system says, without its number and the path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def open_file(path: Path) -> BinaryIO:

@@ -12,7 +12,7 @@ from jaxtyping import Int32
 from PIL import Image
 from torch import Tensor
 
-from detrkit._internal.files import atomic_write, open_file
+from detrkit._internal.files import atomic_write, open_file, reason_of
 from detrkit._internal.provenance import provenance_mark
 from detrkit.data.decoding import opened_image
 from detrkit.errors import DatasetError
@@ -41,8 +41,7 @@ def read_ids(path: Path, size: tuple[int, int]) -> Int32[Tensor, "H W"]:
             with opened_image(file, path, formats=("PNG",)) as image:
                 pixels = np.array(image)
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise DatasetError(f"{path}: cannot be read ({reason}), {_EXPECTED}") from None
+        raise DatasetError(f"{path}: cannot be read ({reason_of(error)}), {_EXPECTED}") from None
     return rgb_to_ids(torch.from_numpy(pixels)[:, :, :3])
 
 

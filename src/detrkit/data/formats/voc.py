@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detrkit._internal.files import open_file, write_text
+from detrkit._internal.files import open_file, reason_of, write_text
 from detrkit.data.categories import Categories
 from detrkit.data.dataset import Split
 from detrkit.data.findings import Location
@@ -188,8 +188,9 @@ def _read_page(path: Path, context: ReadContext) -> _ImageAnnotations:
         with open_file(path) as file:
             content = file.read(_MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = "no such file" if not path.exists() else str(error)
-        raise DatasetError(f"{path}: {reason}, expected the annotations of an image; check the lists") from None
+        raise DatasetError(
+            f"{path}: cannot be read ({reason_of(error)}), expected the annotations of an image; check the lists"
+        ) from None
     # entities can read other files and expand without bounds (zeros: UTF-16)
     if len(content) > _MAX_BYTES or b"<!" in content.replace(b"\0", b"").replace(b"<!--", b""):
         raise DatasetError(f"{path}: is too large, or declares entities, which annotations do not need; remove them")

@@ -27,7 +27,7 @@ class QuerySelection:
         labels: best class, 0..K-1; None if proposals have no classes, as in Deformable DETR.
         areas: area of each cell.
         anchors: square around the center of each cell that its box was predicted from.
-        is_valid: False for anchors closer to the image's edge than 0.01 of its side, which the model does not use: these
+        is_valid: False for anchors at most 0.01 of the image's side from its edge, which the model does not use: these
             cells have no features, and their box is meaningless.
         boxes: box predicted for each cell, which the first decoder layer starts from.
         sizes: (height, width) of each feature map in cells.
