@@ -53,6 +53,7 @@ def test_presets_are_the_published_models_and_detrkits_own() -> None:
     realtime |= {f"{kind}-{size}" for kind in ("rtdetrv2", "deim-rtdetrv2") for size in ("s", "ms", "m", "l", "x")}
     realtime |= {f"{kind}-{size}" for kind in ("dfine", "deim-dfine") for size in "nsmlx"}
     realtime |= {f"rtdetrv4-{size}" for size in "smlx"}
+    realtime |= {f"deimv2-{size}" for size in ("atto", "femto", "pico", "n")}
     assert realtime <= set(REALTIME_PRESETS)
     variants = ("-obj365", "-obj2coco", "-dsp", "-sp1", "-sp2", "-sp3")
     assert all(name.endswith(variants) for name in set(REALTIME_PRESETS) - realtime)
