@@ -59,7 +59,7 @@ def check_image_size(size: Sequence[int], divisor: int) -> None:
     """
     if all(side and side % divisor == 0 for side in size):
         return
-    below, above = ([max(divisor, side // divisor * divisor + step) for side in size] for step in (0, divisor))
+    below, above = ([max(1, (side + step) // divisor) * divisor for side in size] for step in (0, divisor - 1))
     raise ConfigError(
         f"images of {size[0]} x {size[1]} pixels (height x width) cannot be cut into patches and windows of this model: "
         f"sides must be multiples of {divisor}. The nearest are {below[0]} x {below[1]} and {above[0]} x {above[1]}."
