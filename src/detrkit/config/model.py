@@ -300,6 +300,12 @@ class ModelConfig(BaseModel):
         return _PUBLISHED_SIDES.get(self.backbone, 640) if self.is_hybrid else None
 
     @property
+    def published_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images that published speeds and FLOPs are for."""
+        side = self.published_side
+        return (800, 1066) if side is None else (side, side)
+
+    @property
     def has_published_positions(self) -> bool:
         """True if positions are added where the published code and Hugging Face's add them."""
         return self.position_embedding != "none" and self.position_injections == {"attention"}
