@@ -6,16 +6,21 @@ import pytest
 import torch
 
 from detrkit import build_model, load_official_state_dict, state_dict_as_official
+from detrkit.checkpoints.conversion.convert import convert
+from detrkit.checkpoints.conversion.formats import CheckpointFormat
 from detrkit.checkpoints.conversion.official import official_from_detrkit, read_official, write_official_file
 from detrkit.checkpoints.infer_config import infer_config
 from detrkit.checkpoints.load import load_checkpoint
-from detrkit.checkpoints.native import Checkpoint, default_preprocessing
+from detrkit.checkpoints.native import Checkpoint, default_preprocessing, save_checkpoint
 from detrkit.checkpoints.state_dict import check_state_dict
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import default_categories
+from detrkit.data.synthetic import SHAPES
+from detrkit.errors import CheckpointError
 from detrkit.models.build import model_without_memory
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
+from tests.models.vit_models import small_vit
 from tests.parameters import slow_except
 from tests.parity.foundation_golden import published_files
 
@@ -82,6 +87,44 @@ def test_official_files_are_read_with_their_configuration_and_preprocessing(pres
     side = 640 if preset == "lwdetr-tiny" else 384
     assert (read.preprocessing.resize, read.preprocessing.size) == ("stretch", (side, side))
     assert read.preprocessing.normalize
+
+
+@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-nano"])
+def test_official_files_hold_the_layers_of_models_that_are_not_published(preset: str, tmp_path: Path) -> None:
+    model = small_vit(preset, num_windows=4, num_heads=2, cross_attention_heads=4, out_layers=(2,))
+    checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, default_preprocessing(model.config))
+    write_official_file(tmp_path / "best.pth", checkpoint)
+    assert load_checkpoint(tmp_path / "best.pth").config == model.config
+    # as published: with blocks by default, and unset
+    state = state_dict_as_official(model)
+    fields = read_official(state, {"out_feature_indexes": [3, 6, 9, 12], "num_windows": 2})[1]  # type: ignore[index]
+    if preset == "rfdetr-nano":
+        assert fields == {"out_layers": (3, 6, 9, 12), "global_layers": (3, 6, 9), "num_windows": 2}
+    assert not read_official(state, {"out_feature_indexes": [-1]})[1]  # type: ignore[index]
+
+
+def test_windows_that_the_code_of_lwdetr_lacks_are_refused(tmp_path: Path) -> None:
+    model = small_vit("lwdetr-tiny")
+    checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, default_preprocessing(model.config))
+    with pytest.raises(CheckpointError, match=r"2 x 2 windows, the official code of LW-DETR 4 x 4; use to='detrkit'"):
+        write_official_file(tmp_path / "best.pth", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("preset", "format"),
+    [("lwdetr-tiny", "official"), ("lwdetr-tiny", "huggingface"), ("rfdetr-nano", "huggingface")],
+)
+def test_converted_files_predict_the_same_after_the_way_back(
+    preset: str, format: CheckpointFormat, tmp_path: Path
+) -> None:
+    model = small_vit(preset, num_windows=4, num_heads=2, cross_attention_heads=4)
+    checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, default_preprocessing(model.config, 192))
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+    there = convert(tmp_path / "a.safetensors", tmp_path / ("b.pth" if format == "official" else "b"), format)
+    back = convert(there.path, tmp_path / "c.safetensors")
+    assert there.max_difference == back.max_difference == 0
+    assert ("preprocessing" in there.not_stored) == (format == "official")
+    assert load_checkpoint(back.path).config == model.config
 
 
 def test_published_sizes_are_those_of_the_position_table() -> None:

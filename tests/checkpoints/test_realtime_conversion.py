@@ -124,7 +124,7 @@ def test_official_files_are_read_with_labels_and_preprocessing_of_coco(tmp_path:
     assert read.categories.names[0] == "person"
     transform = read.preprocessing
     assert (transform.resize, transform.size, transform.normalize) == ("stretch", (640, 640), False)
-    assert read.config.points_per_level == (4, 4, 4)
+    assert (read.config.points_per_level, read.config.num_queries) == ((4, 4, 4), 5)
     other = Path(tmp_path / "again.pth")
     write_official_file(other, read)
     assert (

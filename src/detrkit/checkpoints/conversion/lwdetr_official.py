@@ -24,6 +24,7 @@ from detrkit.checkpoints.conversion.key_mapping import (
     without_step_counters,
 )
 from detrkit.config.model import ModelConfig
+from detrkit.errors import CheckpointError, arg
 
 computed_entries = detr_official.computed_entries
 PREFIX = "backbone.0."
@@ -104,6 +105,8 @@ _RULES: list[Rule] = [
     *PROJECTOR_RULES,
     *TRANSFORMER_RULES,
 ]
+_WINDOWS = 4  # on each side
+DEFAULT_BLOCKS = 12
 _QKV, _IN_PROJ = ".attn.qkv.weight", ".attn.in_proj_weight"  # query, key and value in one matrix
 
 
@@ -150,6 +153,17 @@ def merge_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of `ModelConfig` that training arguments hold and the weights do not show."""
+    fields = common_fields(args)
+    after, windowed = args.get("out_feature_indexes") or [-1], args.get("window_block_indexes")
+    if min(after) >= 0 and windowed is not None:  # -1 for unset
+        blocks = range(args.get("vit_encoder_num_layers", DEFAULT_BLOCKS))
+        fields["out_layers"] = tuple(block + 1 for block in after)
+        fields["global_layers"] = tuple(block for block in blocks if block not in windowed)
+    return fields
+
+
+def common_fields(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `fields_from_args` that RF-DETR's arguments hold, too."""
     names = {
         "sa_nheads": "num_heads",
         "ca_nheads": "cross_attention_heads",
@@ -163,8 +177,27 @@ def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def args_from_config(config: ModelConfig) -> dict[str, Any]:
-    """Return what the weights do not show as arguments of the official training script."""
+    """Return what the weights do not show as arguments of the official training script.
+
+    Raises:
+        CheckpointError: the official code has another number of windows.
+    """
+    if config.num_windows != _WINDOWS:
+        raise CheckpointError(
+            f"the model has {config.num_windows} x {config.num_windows} windows, the official code of LW-DETR {_WINDOWS} x "
+            f"{_WINDOWS}; use {arg('to', 'detrkit')}"
+        )
     return {
+        **common_args(config),
+        "out_feature_indexes": [layer - 1 for layer in config.out_layers],
+    }
+
+
+def common_args(config: ModelConfig) -> dict[str, Any]:
+    """Return the arguments that RF-DETR's code has, too."""
+    return {
+        "vit_encoder_num_layers": config.backbone_layers,
+        "window_block_indexes": [one for one in range(config.backbone_layers) if one not in config.global_layers],
         "sa_nheads": config.num_heads,
         "ca_nheads": config.cross_attention_heads or config.num_heads,
         "dropout": config.dropout,

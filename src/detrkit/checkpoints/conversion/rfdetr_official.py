@@ -1,6 +1,7 @@
 """RF-DETR in the official format (roboflow/rf-detr): entry names; the rules but those of the backbone are LW-DETR's."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from detrkit.checkpoints.conversion.key_mapping import (
     without_step_counters,
 )
 from detrkit.checkpoints.conversion.lwdetr_official import PREFIX, PROJECTOR_RULES, TRANSFORMER_RULES
+from detrkit.config.model import ModelConfig
 
 _ENCODER = f"{PREFIX}encoder.encoder."
 _EMBEDDINGS = "embeddings."
@@ -60,8 +62,30 @@ _RULES: list[Rule] = [
     *PROJECTOR_RULES,
     *TRANSFORMER_RULES,
 ]
-fields_from_args, args_from_config = lwdetr_official.fields_from_args, lwdetr_official.args_from_config
 fields_from_state, computed_entries = lwdetr_official.fields_from_state, lwdetr_official.computed_entries
+
+
+def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `ModelConfig` that training arguments hold and the weights do not show."""
+    fields = lwdetr_official.common_fields(args)
+    if (windows := args.get("num_windows")) is not None:
+        fields["num_windows"] = windows
+    after, windowed = args.get("out_feature_indexes") or [-1], args.get("window_block_indexes")
+    if min(after) > 0:  # -1 for unset
+        blocks = range(args.get("vit_encoder_num_layers", lwdetr_official.DEFAULT_BLOCKS))
+        # by default block n is global if the features after n blocks are taken, which are its input
+        attends = [block for block in blocks if (block in after if windowed is None else block not in windowed)]
+        fields |= {"out_layers": tuple(after), "global_layers": tuple(attends)}
+    return fields
+
+
+def args_from_config(config: ModelConfig) -> dict[str, Any]:
+    """Return what the weights do not show as arguments of the official training script."""
+    return {
+        **lwdetr_official.common_args(config),
+        "num_windows": config.num_windows,
+        "out_feature_indexes": list(config.out_layers),
+    }
 
 
 def matches(names: Collection[str]) -> bool:
