@@ -10,8 +10,17 @@ from detrkit.models.decoders.fine_grained import GatedResidual
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference
 from detrkit.models.heads.fine_grained import DistanceBins, QualityHead
-from detrkit.models.layers import LayerConfig, Residual, SwiGLU
+from detrkit.models.layers import LayerConfig, Residual, RMSNorm, SwiGLU
 from detrkit.ops.padding import pad_to_batch
+
+
+def test_rms_norms_are_computed_in_full_precision_with_autocast() -> None:
+    tokens = torch.randn(2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        normalized = RMSNorm(8, eps=1e-6)(tokens.bfloat16())
+    expected = tokens.bfloat16().float()
+    expected = expected / (expected.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(normalized, expected)
 
 
 @pytest.mark.parametrize(("scale", "ends", "first"), [(4.0, [-4.0, -2.0], 3), (8.0, [-8.0, -4.0], 5)])

@@ -61,13 +61,21 @@ class LayerConfig:
         return self.num_points
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm that is computed in the precision of its weight with autocast, as PyTorch computes layer norms."""
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Divide by the root of the mean square, and scale."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class Residual(nn.Module):
     """Residual connection x + dropout(sublayer(x)) with a norm after the sum (post-norm) or before the sublayer."""
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         is_rms = config.norm == "rms"
-        self.norm: nn.Module = nn.RMSNorm(config.width, eps=_RMS_EPS) if is_rms else nn.LayerNorm(config.width)
+        self.norm: nn.Module = RMSNorm(config.width, eps=_RMS_EPS) if is_rms else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
         self.pre_norm = config.pre_norm
 
