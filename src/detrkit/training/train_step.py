@@ -101,12 +101,11 @@ class TrainStep:
         self.skipped_steps: list[str] = []
         auxiliary = () if self.auxiliary_queries is None else self.auxiliary_queries.parameters()
         self._trained = [p for p in (*model.parameters(), *auxiliary) if p.requires_grad]
-        # of batch norm, which a single non-finite batch would corrupt for good
-        self._statistics = (
-            [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
-            if model.config.backbone_normalization == "batch"
-            else []
-        )
+        # of batch norms, also of the neck and the encoder, which a single non-finite batch would corrupt for good
+        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self._statistics = [
+            buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None
+        ]
         self._nonfinite_steps = 0  # in a row
         self._overflows = 0  # of float16 gradients, in a row
         self._last: _PendingStep | None = None
