@@ -127,6 +127,17 @@ def test_converted_files_predict_the_same_after_the_way_back(
     assert load_checkpoint(back.path).config == model.config
 
 
+def test_models_under_other_licences_are_refused_by_name_and_by_their_weights(tmp_path: Path) -> None:
+    for name, reason in (("rfdetr-2xl", "Platform Model License"), ("deimv2-s", "DINOv3")):
+        with pytest.raises(CheckpointError, match=rf"^{name} is not included: its .*{reason}"):
+            load_checkpoint(name)
+    file = tmp_path / "deimv2_dinov3_s_coco.pth"
+    names = ("backbone.dinov3.cls_token", "decoder.decoder.layers.0.swish_ffn.w12.weight")
+    torch.save({"model": {name: torch.zeros(2, 2) for name in names}}, file)
+    with pytest.raises(CheckpointError, match="is a DEIMv2 that is not included: its backbone derives from DINOv3"):
+        load_checkpoint(file)
+
+
 def test_published_sizes_are_those_of_the_position_table() -> None:
     expected = {"rfdetr-nano": 384, "rfdetr-small": 512, "rfdetr-medium": 576, "rfdetr-base": 560, "rfdetr-large": 704}
     for preset, side in {**expected, "lwdetr-tiny": 640, "lwdetr-xlarge": 640}.items():

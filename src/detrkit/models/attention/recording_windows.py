@@ -40,7 +40,7 @@ class WindowAttentionInputs:
 
     @property
     def is_global(self) -> bool:
-        """Whether all windows attend to each other."""
+        """True in a global block, where all windows attend to each other."""
         return len(self.tokens) == 1
 
     @torch.no_grad()
