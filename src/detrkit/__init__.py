@@ -8,30 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 from detrkit._version import __version__
 
-if TYPE_CHECKING:
-    from detrkit.benchmark.benchmark import benchmark
-    from detrkit.benchmark.describe import describe_model
-    from detrkit.checkpoints.conversion.convert import convert
-    from detrkit.checkpoints.conversion.official import load_official_state_dict, state_dict_as_official
-    from detrkit.checkpoints.zoo import list_models
-    from detrkit.config.model import ModelConfig
-    from detrkit.data.checks.examine import DatasetReport, examine
-    from detrkit.data.dataset import DatasetSplits
-    from detrkit.data.splits import load_dataset
-    from detrkit.errors import CheckpointError, ConfigError, DatasetError, DetrkitError, ExportError
-    from detrkit.evaluation.evaluate import evaluate
-    from detrkit.evaluation.result import EvalResult
-    from detrkit.explain.explain import explain
-    from detrkit.export.export import export
-    from detrkit.inference.detector import Detector
-    from detrkit.inference.predict import predict_files
-    from detrkit.losses.criterion import SetCriterion
-    from detrkit.models.detr import DETR
-    from detrkit.models.presets import build_model
-    from detrkit.structures import Annotations, Batch, Detections, Predictions, Sample, Target
-    from detrkit.training.callbacks import Callback
-    from detrkit.training.result import TrainResult
-    from detrkit.training.train import resume, train
+if TYPE_CHECKING:  # `as` marks names that are exported to users of type checkers
+    from detrkit.benchmark.benchmark import benchmark as benchmark
+    from detrkit.benchmark.describe import describe_model as describe_model
+    from detrkit.checkpoints.conversion.convert import convert as convert
+    from detrkit.checkpoints.conversion.official import load_official_state_dict as load_official_state_dict
+    from detrkit.checkpoints.conversion.official import state_dict_as_official as state_dict_as_official
+    from detrkit.checkpoints.zoo import list_models as list_models
+    from detrkit.config.model import ModelConfig as ModelConfig
+    from detrkit.data.checks.examine import DatasetReport as DatasetReport
+    from detrkit.data.checks.examine import examine as examine
+    from detrkit.data.dataset import DatasetSplits as DatasetSplits
+    from detrkit.data.splits import load_dataset as load_dataset
+    from detrkit.errors import CheckpointError as CheckpointError
+    from detrkit.errors import ConfigError as ConfigError
+    from detrkit.errors import DatasetError as DatasetError
+    from detrkit.errors import DetrkitError as DetrkitError
+    from detrkit.errors import ExportError as ExportError
+    from detrkit.evaluation.evaluate import evaluate as evaluate
+    from detrkit.evaluation.result import EvalResult as EvalResult
+    from detrkit.explain.explain import explain as explain
+    from detrkit.export.export import export as export
+    from detrkit.inference.detector import Detector as Detector
+    from detrkit.inference.predict import predict_files as predict_files
+    from detrkit.losses.criterion import SetCriterion as SetCriterion
+    from detrkit.models.detr import DETR as DETR
+    from detrkit.models.presets import build_model as build_model
+    from detrkit.structures import Annotations as Annotations
+    from detrkit.structures import Batch as Batch
+    from detrkit.structures import Detection as Detection
+    from detrkit.structures import Detections as Detections
+    from detrkit.structures import Predictions as Predictions
+    from detrkit.structures import Sample as Sample
+    from detrkit.structures import Target as Target
+    from detrkit.training.callbacks import Callback as Callback
+    from detrkit.training.result import TrainResult as TrainResult
+    from detrkit.training.train import resume as resume
+    from detrkit.training.train import train as train
 
 
 _HOME_OF = {

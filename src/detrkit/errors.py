@@ -58,7 +58,7 @@ class DetrkitError(Exception):
         self.message = message
 
     def render(self, style: ArgumentStyle) -> str:
-        """Return the message with its arguments named in another style, such as the command line's."""
+        """Return the message with its arguments named in another `style`, such as the command line's."""
         return _one_line(render_arguments(self.message, style))
 
 
@@ -93,6 +93,10 @@ class DatasetError(DetrkitError):
 
 class CheckpointError(DetrkitError):
     """A weights file is missing, malformed, or made for another model."""
+
+
+class NonFiniteError(DetrkitError):
+    """Training was ended because losses or gradients were infinite or not a number, several steps in a row."""
 
 
 class ExportError(DetrkitError):

@@ -42,7 +42,7 @@ def test_complete_table_is_not_trained_again(
 ) -> None:
     monkeypatch.setattr(convergence, "_NUM_TIMINGS", 2)
     shapes = write_coco(tmp_path / "shapes", 2, 2)
-    document = tmp_path / "RESULTS.md"
+    document = tmp_path / "results.md"
     document.write_text("before\n<!-- convergence ingredients-shapes -->\nold\n<!-- end -->\nafter\n")
     rows = ["not-twice"]
     command = ["ingredients", str(shapes), "--seeds", "1", "2", "--rows", *rows, "--output", str(tmp_path), *SMALLEST]

@@ -6,6 +6,7 @@ import torch
 from detrkit import build_model
 from detrkit.checkpoints.adapt import load_adapted
 from detrkit.data.categories import Categories
+from detrkit.data.objects365 import OBJECTS365_SLOTS, objects365_categories
 from tests.checkpoints.models import CATEGORIES, small_model
 
 NEW_CATEGORIES = Categories((7, 8), ("horse", "cow"))
@@ -77,3 +78,14 @@ def test_rows_of_all_query_groups_are_copied_by_class_name_and_rank() -> None:
         assert torch.equal(adapted[name][:, :5], given[name][:2]), name
         assert torch.equal(adapted[name][:, 5:], before[name][:, 5:]), name
     assert not adaptation.new
+
+
+def test_names_of_coco_are_found_in_weights_of_objects365() -> None:
+    few = {"backbone": "resnet-tiny", "hidden_dim": 64}
+    source = small_model("dfine-n", num_classes=OBJECTS365_SLOTS, **few)
+    model = small_model("dfine-n", num_classes=3, **few)
+    own = Categories((1, 2, 3), ("TV", "bicycle", "red blood cell"))
+    adaptation = load_adapted(model, own, source.state_dict(), objects365_categories())
+    assert adaptation.known_classes == ("TV", "bicycle")
+    adapted, given = (one.state_dict()["query_source.class_head.weight"] for one in (model, source))
+    assert torch.equal(adapted[:2], given[[38, 47]])  # "Moniter/TV" and "Bicycle"

@@ -194,9 +194,10 @@ def test_truncated_image_is_reported_in_one_sentence_from_any_process(
     short[short.index("--workers") + 1] = workers
     arguments = ["train", str(data), "--model", "detr-tiny", *short]
     assert run(arguments) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
+    *others, error, advice = capsys.readouterr().err.splitlines()
     assert error.startswith(f"error: {photo}: cannot be read as an image")
-    assert "Traceback" not in error
+    assert advice == f"check the dataset with: detrkit doctor {data}"
+    assert not any("Traceback" in line for line in others)
     # nothing was trained, so the run folder can be used again with repaired data
     write_coco(tmp_path / "good")
     (tmp_path / "good" / "train2017" / "2.png").replace(photo)

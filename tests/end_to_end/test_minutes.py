@@ -74,7 +74,9 @@ def test_dry_run_prints_an_estimate_and_writes_nothing(
     assert code_of("train", shapes, *SMALL, *length, "--dry-run", "--output", str(tmp_path / "none")) == 0
     output = capsys.readouterr().out
     assert re.search(expected, output), output
-    assert output.rstrip().endswith("nothing was written")
+    *_, estimate, hint = output.rstrip().splitlines()
+    assert estimate.endswith("nothing was written")
+    assert hint.endswith(f"check the images first: detrkit doctor {shapes}")
     assert not (tmp_path / "none").exists()
 
 

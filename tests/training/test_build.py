@@ -11,7 +11,7 @@ from detrkit.config.training import TrainingConfig
 from detrkit.data.categories import contiguous_coco_categories
 from detrkit.losses.classification import IoUAwareClassification
 from detrkit.models.presets import preset_config
-from detrkit.training.build import build_criterion, build_model_for
+from detrkit.training.build import build_criterion, build_model_for, with_architecture_of_weights
 from detrkit.training.planner import plan_model
 
 WEIGHTS = {
@@ -54,3 +54,33 @@ def test_weights_of_other_pixels_are_warned_of(
     config = plan_model(run_config({"data": "x", "model": "dfine-n", "weights": str(path), **given}))
     build_model_for(config, contiguous_coco_categories())
     assert any("normalised otherwise" in record.getMessage() for record in caplog.records) is is_warned
+
+
+@pytest.mark.parametrize(
+    ("file", "model", "activation", "words"),
+    [
+        ("best.pth", "dfine-n", "relu", ()),
+        ("best.pth", "deim-dfine-n", "silu", ()),
+        ("deim_dfine_hgnetv2_n.pth", "deim-dfine-n", "silu", ()),
+        ("deim_dfine_hgnetv2_n.pth", "dfine-n", "relu", ("the file's name says DEIM",)),
+    ],
+)
+def test_model_to_be_trained_decides_between_dfine_and_deim(
+    file: str, model: str, activation: str, words: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / file
+    torch.save({"model": state_dict_as_official(build_model("dfine-n"))}, path)
+    config = plan_model(run_config({"data": "x", "model": model, "weights": str(path)}))
+    built, _ = build_model_for(config, contiguous_coco_categories())
+    assert built.config.activation == activation
+    said = [record.getMessage() for record in caplog.records if "DEIM" in record.getMessage()]
+    assert len(said) == len(words)
+    assert all(word in line for word, line in zip(words, said, strict=True))
+
+
+def test_closest_preset_has_the_sizes_of_the_weights(tmp_path: Path) -> None:
+    """D-FINE's S to X have the same width, and other learning rates."""
+    path = tmp_path / "model.pth"
+    torch.save({"model": state_dict_as_official(build_model("dfine-m"))}, path)
+    config = with_architecture_of_weights(run_config({"data": "x", "weights": str(path)}))
+    assert config.model == "dfine-m"

@@ -1,6 +1,7 @@
 """Errors of training processes, as the launching process raises them."""
 
 import os
+import pickle
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from detrkit.cli.flags import flag_style
 from detrkit.config.run import run_config
-from detrkit.errors import DetrkitError
+from detrkit.errors import DatasetError, DetrkitError, arg
 from detrkit.training import launch as launch_module
 from detrkit.training.launch import _failure, launch
 
@@ -18,20 +20,25 @@ from detrkit.training.launch import _failure, launch
 @pytest.mark.parametrize(
     ("messages", "kind", "expected"),
     [
-        ({"1-0": "Traceback\nKeyError", "0-1": "5.png: cannot be read"}, DetrkitError, "5.png: cannot be read"),
-        ({"1-1": "Traceback\nKeyError"}, RuntimeError, "training process:\nTraceback\nKeyError"),
+        (
+            {"1-0": b"Traceback\nKeyError", "0-1": pickle.dumps(DatasetError(f"5.png: lower {arg('lr', 2)}"))},
+            DatasetError,
+            "5.png: lower lr=2",
+        ),
+        ({"1-1": b"Traceback\nKeyError"}, RuntimeError, "training process:\nTraceback\nKeyError"),
         ({}, DetrkitError, "devices: killed"),
     ],
     ids=["user error", "failure with a stack trace", "no message"],
 )
 def test_failure_of_a_process_is_raised(
-    tmp_path: Path, messages: dict[str, str], kind: type[Exception], expected: str
+    tmp_path: Path, messages: dict[str, bytes], kind: type[Exception], expected: str
 ) -> None:
     for name, message in messages.items():
-        (tmp_path / name).write_text(message)
+        (tmp_path / name).write_bytes(message)
     failure = _failure(tmp_path, "killed")
     assert type(failure) is kind
     assert str(failure) == expected
+    assert kind is not DatasetError or failure.render(flag_style) == "5.png: lower --lr 2"
 
 
 @pytest.mark.parametrize(
@@ -70,5 +77,5 @@ def test_signal_before_training_starts_ends_the_run_as_it_ends_one_process(
 
 
 def test_message_of_the_user_outlasts_a_signal(tmp_path: Path) -> None:
-    (tmp_path / "0-1").write_text("5.png: cannot be read")
+    (tmp_path / "0-1").write_bytes(pickle.dumps(DatasetError("5.png: cannot be read")))
     assert str(_failure(tmp_path, "killed", signal.SIGTERM)) == "5.png: cannot be read"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from detrkit import state_dict_as_official
 from detrkit.benchmark.describe_data import _first_samples
 from detrkit.checkpoints.native import Checkpoint, Preprocessing, save_checkpoint
 from detrkit.config.model import ModelConfig
@@ -22,7 +23,7 @@ from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.models.presets import build_model
 from detrkit.structures import Annotations, Sample
 from detrkit.training.build import with_architecture_of_weights
-from detrkit.training.data import TrainingData, training_dataset
+from detrkit.training.data import TrainingData, open_data, training_dataset
 from detrkit.training.duration import Throughput, estimate_duration, planned_steps, steps_per_epoch
 from detrkit.training.overfit_check import check_overfit
 from detrkit.training.planner import TrainingPlan, plan_model, plan_training
@@ -107,7 +108,7 @@ def test_detrkit_presets_have_their_own_defaults() -> None:
     pretrained = planned(1000, model="detrkit-m", weights="imagenet").config.training
     assert (pretrained["lr"], pretrained["backbone_lr"]) == (1e-3, 5e-4)
     adapted = planned(1000, model="detrkit-m", weights="runs/first").config.training
-    assert (adapted["lr"], adapted["backbone_lr"], adapted.batch_size) == (5e-4, 1e-4, 4)
+    assert (adapted["lr"], adapted["backbone_lr"], adapted.batch_size) == (1e-3, 5e-4, 4)
     published = planned(1000, model="deformable-detr-r50", weights="runs/first").config.training
     assert published["lr"] == 2e-4
     settings = {"class_scores": "softmax", "queries": "points", "two_stage_content": "box", "with_box_refine": False}
@@ -196,8 +197,23 @@ def test_every_choice_has_a_reason_and_a_valid_value() -> None:
         assert plan.config.training[choice.name] == choice.value
         assert str(choice).startswith(f"{choice.name} {choice.value}: ")
     TrainingConfig.model_validate(plan.config.training.model_dump())
-    assert planned(100, weights="runs/first").config.training["freeze"] == ("backbone",)
-    assert planned(1000, weights="runs/first").config.training["freeze"] == ()
+
+
+def test_small_sets_are_fine_tuned_without_changes_of_scale() -> None:
+    def scales(num_images: int, **given: object) -> tuple[object, object, object]:
+        augmentation = planned(num_images, model="dfine-n", **given).config.training
+        return augmentation["photometric"], augmentation["zoom_out"], augmentation["iou_crop"]
+
+    published = (0.5, 0.5, 0.8)
+    assert scales(100, weights="runs/first") == (0.5, 0.0, 0.0)
+    assert scales(300, weights="runs/first") == published
+    assert scales(100) == published
+    assert scales(100, weights="runs/first", recipe="reference") == published
+    assert scales(100, weights="runs/first", training={"iou_crop": 0.2}) == (0.5, 0.0, 0.2)
+    told = [str(one) for one in planned(1, model="dfine-n", weights="runs/first").choices if one.name == "zoom_out"]
+    assert told == ["zoom_out 0.0: higher AP after fine-tuning with 1 image: no zoom-out, no crop by IoU"]
+    unfrozen = planned(100, model="dfine-n", weights="runs/first").config.training
+    assert unfrozen["freeze"] == ()
 
 
 def test_given_settings_are_kept() -> None:
@@ -207,7 +223,6 @@ def test_given_settings_are_kept() -> None:
         "ema_decay": 0.0,
         "evaluate_every": 1,
         "warmup_steps": 0,
-        "freeze": (),
     }
     plan = planned(100, weights="runs/first", training=given)
     assert {name: plan.config.training[name] for name in given} == given
@@ -461,3 +476,17 @@ def test_reference_recipe_follows_each_architecture(model: str, epochs: int, lr_
     assert (training.epochs, training["lr_drop"]) == (epochs, lr_drop)
     assert training.gradient_accumulation * training.batch_size == together
     assert not training.padding_invariant
+
+
+def test_training_images_are_augmented_as_planned(tmp_path: Path) -> None:
+    """The plan is made after the data was opened: the number of images decides on the augmentation."""
+    data = str(write_coco(tmp_path / "photos", num_train=3))
+    model = build_model("dfine-n", num_classes=2)
+    torch.save({"model": state_dict_as_official(model)}, tmp_path / "dfine.pth")
+    config = RunConfig.model_validate({"data": data, "model": "dfine-n", "weights": str(tmp_path / "dfine.pth")})
+    plan, opened = prepare(config)
+    assert plan.config.training["zoom_out"] == 0.0
+    strong = opened.train.strong
+    assert strong is not None
+    assert (strong.photometric, strong.zoom_out, strong.iou_crop) == (0.5, 0.0, 0.0)
+    assert strong == open_data(plan.config).train.strong  # as processes and resumed runs open it

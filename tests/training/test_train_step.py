@@ -231,6 +231,30 @@ def test_batch_norm_of_frozen_stages_keeps_its_statistics() -> None:
     assert all(name.startswith(("layer2", "layer3")) for name in moved)
 
 
+def test_batch_with_nan_leaves_the_statistics_of_an_encoder_behind_a_frozen_backbone() -> None:
+    """RT-DETR-R50 has frozen norms in its backbone, and ordinary ones in its encoder."""
+    torch.manual_seed(0)
+    few = {"backbone": "resnet-tiny", "hidden_dim": 64, "num_queries": 20, "num_classes": 4, "decoder_layers": 1}
+    model = build_model("rtdetr-r18", backbone_normalization="frozen", **few)
+    settings = SETTINGS.replace(cls_loss="vfl", cls_loss_coef=1.0)
+    train_step = TrainStep(model, build_criterion(model.config, settings), settings, torch.device("cpu"), 6)
+    train_step.train()
+    batch = next(iter(drawn(settings)))
+
+    def statistics() -> dict[str, torch.Tensor]:
+        return {name: one.clone() for name, one in model.encoder.named_buffers() if "running" in name}
+
+    initial = statistics()
+    train_step.step([batch])
+    before = statistics()
+    assert any(not torch.equal(before[name], one) for name, one in initial.items())
+    train_step.step([replace(batch, images=batch.images * float("nan"))])
+    train_step.finish()
+    assert len(train_step.skipped_steps) == 1
+    for name, one in statistics().items():
+        assert torch.equal(one, before[name]), name
+
+
 @pytest.mark.parametrize(("share", "epochs", "strong"), [(0.9, 4, 3), (0.7, 4, 3), (1, 4, 4), (0.9, 1, 1), (0, 4, 0)])
 def test_last_epoch_has_no_strong_augmentation_unless_all_have_it(share: float, epochs: int, strong: int) -> None:
     assert strong_epochs(5, TrainingConfig(epochs=epochs, strong_aug_until=share))[0] == range(1, strong + 1)

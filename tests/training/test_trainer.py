@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from detrkit.config.training import TrainingConfig
-from detrkit.errors import ConfigError, DetrkitError
+from detrkit.errors import ConfigError, DetrkitError, NonFiniteError
 from detrkit.evaluation.coco import CocoMetrics
 from detrkit.evaluation.metrics import EvalMetrics
 from detrkit.losses.criterion import LossOutput
@@ -312,7 +312,7 @@ def test_too_many_non_finite_steps_end_the_run_without_changing_weights() -> Non
     with torch.no_grad():
         trainer.train_step.model.heads.class_head.weight.fill_(float("inf"))
     before = {name: tensor.clone() for name, tensor in trainer.train_step.model.state_dict().items()}
-    with pytest.raises(DetrkitError, match=r"last 3 steps were not finite \(step 3 skipped: loss_ce"):
+    with pytest.raises(NonFiniteError, match=r"last 3 steps were not finite \(step 3 skipped: loss_ce"):
         trainer.fit()
     for name, parameter in trainer.train_step.model.named_parameters():
         assert torch.equal(parameter, before[name]), name

@@ -57,6 +57,9 @@ def benchmark(
         state_dict_key: entry of `.pth` files that holds the weights.
         progress: called with the number of finished and of all steps.
 
+    Returns:
+        Latency, images per second, memory, parameters and GFLOPs of every model; it prints as a table.
+
     Raises:
         ConfigError: an argument is out of range.
         DetrkitError: no model could be measured.

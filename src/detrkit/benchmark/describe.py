@@ -116,6 +116,9 @@ def describe_model(
         model: of weights that do not describe it; see `Detector.load`.
         state_dict_key: entry of a `.pth` file that holds the weights.
 
+    Returns:
+        Parameters, GFLOPs, and the shapes of every part; it prints as a table.
+
     Raises:
         ConfigError: the size is out of range.
         DetrkitError: there is no such model.

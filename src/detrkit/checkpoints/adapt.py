@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detrkit.checkpoints.conversion.key_mapping import without_step_counters
 from detrkit.data.categories import Categories
+from detrkit.data.objects365 import OBJECTS365_NAME_OF_COCO, OBJECTS365_SLOTS
 from detrkit.errors import CheckpointError
 from detrkit.models.detr import DETR
 
@@ -144,8 +145,15 @@ def _misfit_message(
 
 
 def _labels_of_same_name(categories: Categories, state_categories: Categories) -> dict[int, int]:
-    """Map labels of the model to labels of the weights, for equal names apart from case and whitespace."""
+    """Map labels of the model to labels of the weights, for equal names apart from case and whitespace.
+
+    The names of COCO also mean the classes of Objects365 that are called otherwise there.
+    """
     given = {_plain(name): label for label, name in reversed(list(enumerate(state_categories.names)))}
+    if len(state_categories) == OBJECTS365_SLOTS:
+        for coco_name, name in OBJECTS365_NAME_OF_COCO.items():
+            if _plain(name) in given:
+                given.setdefault(coco_name, given[_plain(name)])
     own = {label: _plain(name) for label, name in enumerate(categories.names)}
     return {label: given[name] for label, name in own.items() if name in given}
 

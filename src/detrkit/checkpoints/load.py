@@ -36,6 +36,7 @@ from detrkit.checkpoints.sources import (
 from detrkit.checkpoints.zoo import HUB_MODELS, LATER_FILES, MODEL_NAMES
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import COCO_NAMES, Categories, contiguous_coco_categories, default_categories
+from detrkit.data.objects365 import OBJECTS365_SLOTS, objects365_categories
 from detrkit.errors import CheckpointError, arg, python_style, render_arguments
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +45,11 @@ _BACKBONE_STEMS = ("conv1.weight", "conv1_1.conv.weight", "stem1.conv.weight", "
 
 
 def load_checkpoint(
-    source: Path | str, *, model: NamedModel | None = None, state_dict_key: str | None = None
+    source: Path | str,
+    *,
+    model: NamedModel | None = None,
+    state_dict_key: str | None = None,
+    fine_tuned: ModelConfig | None = None,
 ) -> Checkpoint:
     """Read a checkpoint from any source. Decisions that a user should know of are logged, and listed in its notes.
 
@@ -55,6 +60,7 @@ def load_checkpoint(
             describe their model, such as a saved `state_dict()`.
         state_dict_key: entry of a ``.pth`` file that holds the weights, such as "ema_model" or "ema.module". Default: the
             moving average if there is one.
+        fine_tuned: model that will be trained from the weights, whose activation decides between D-FINE and DEIM.
 
     Raises:
         CheckpointError: the source does not exist, is not a DETR, or leaves open which weights or model to use.
@@ -78,23 +84,23 @@ def load_checkpoint(
         file, notes = local_file(snapshot), note_on_folder(snapshot)
     if file is None:
         raise CheckpointError(f"{name}: the repository on the hub contains no {WEIGHTS_FILE}; check the name")
-    checkpoint = _read_file(file, model, state_dict_key)
+    checkpoint = _read_file(file, model, state_dict_key, fine_tuned)
     checkpoint = replace(checkpoint, notes=(*notes, *checkpoint.notes))
     for note in checkpoint.notes:
         _logger.warning("%s", render_arguments(note, python_style), extra={"detrkit_message": note})
     return checkpoint
 
 
-def _read_file(path: Path, model: NamedModel | None, key: str | None) -> Checkpoint:
+def _read_file(path: Path, model: NamedModel | None, key: str | None, fine_tuned: ModelConfig | None) -> Checkpoint:
     try:
-        return _read_weights(path, model, key)
+        return _read_weights(path, model, key, fine_tuned)
     # tensors whose shapes do not fit their names, and malformed settings
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise CheckpointError(f"{path}: its weights are not those of a DETR ({reason}); get the file again") from None
 
 
-def _read_weights(path: Path, model: NamedModel | None, key: str | None) -> Checkpoint:
+def _read_weights(path: Path, model: NamedModel | None, key: str | None, fine_tuned: ModelConfig | None) -> Checkpoint:
     content: Mapping[str, Any]
     if path.name.endswith(INDEX_SUFFIX):
         content = read_sharded(path)
@@ -113,11 +119,16 @@ def _read_weights(path: Path, model: NamedModel | None, key: str | None) -> Chec
         content = read_torch_file(path)
     _check_not_backbone(content, path)
     weights, notes = select_weights(content, path, key)
-    return _read_state_dict(weights.tensors, content.get("args"), path, model, notes)
+    return _read_state_dict(weights.tensors, content.get("args"), path, model, notes, fine_tuned)
 
 
 def _read_state_dict(
-    tensors: Mapping[str, Tensor], args: Any, path: Path, model: NamedModel | None, notes: Sequence[str]
+    tensors: Mapping[str, Tensor],
+    args: Any,
+    path: Path,
+    model: NamedModel | None,
+    notes: Sequence[str],
+    fine_tuned: ModelConfig | None,
 ) -> Checkpoint:
     """Recognise the format of the tensors, and infer the configuration from them.
 
@@ -127,6 +138,7 @@ def _read_state_dict(
         path: of the file; its folder may hold the JSON files of Hugging Face.
         model: that the user names.
         notes: on the selection of the tensors.
+        fine_tuned: model that will be trained from them.
     """
     if is_native(tensors):
         if model is None:
@@ -141,7 +153,8 @@ def _read_state_dict(
         state, fields = official
         if "dc5" in path.name.lower():
             fields.setdefault("dilation", True)
-        notes = [*notes, *_note_on_activation(state, fields, model, path)]
+        if model is None and _is_dfine_or_deim(state):
+            notes = [*notes, *_choose_activation(fields, path, fine_tuned)]
         config = _config(state, fields, model, path)
         return Checkpoint(state, config, _default_categories(config), default_preprocessing(config), notes=tuple(notes))
     found = read_huggingface(tensors, path.parent)
@@ -161,27 +174,34 @@ def _config(
     return ModelConfig.model_validate({**named.model_dump(), **fields})
 
 
-def _note_on_activation(
-    state: Mapping[str, Tensor], fields: dict[str, Any], model: NamedModel | None, path: Path
-) -> list[str]:
-    """Decide between D-FINE and DEIM, whose weights differ in no name or shape; DEIM's are useless with D-FINE's ReLUs.
+def _is_dfine_or_deim(state: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are of D-FINE or DEIM, which differ in no name or shape."""
+    return architecture_of_names(state) == "dfine" and "encoder.teacher_projection.weight" not in state
+
+
+def _choose_activation(fields: dict[str, Any], path: Path, fine_tuned: ModelConfig | None) -> list[str]:
+    """Decide between D-FINE and DEIM: DEIM's weights are useless with D-FINE's ReLUs.
 
     Args:
-        state: weights in detrkit's names.
-        fields: of the model, to which the activation is added if the file's name shows it.
-        model: that the user names, who then knows.
-        path: of the file.
+        fields: of the model, to which the activation is added.
+        path: of the file, whose name may show it.
+        fine_tuned: model that will be trained, which decides.
 
     Returns:
         What was decided, for the user.
     """
-    is_ambiguous = architecture_of_names(state) == "dfine" and "encoder.teacher_projection.weight" not in state
-    if model is not None or not is_ambiguous:
-        return []
-    is_deim = any(name in path.name.lower() for name in ("deim", "rtv4", "rtdetrv4"))
+    named_deim = any(name in path.name.lower() for name in ("deim", "rtv4", "rtdetrv4"))
+    is_deim = named_deim if fine_tuned is None else fine_tuned.activation == "silu"
     if is_deim:
         fields.setdefault("activation", "silu")
     read_as, other, preset = ("DEIM", "D-FINE", "dfine-s") if is_deim else ("D-FINE", "DEIM", "deim-dfine-s")
+    if fine_tuned is not None:
+        if not named_deim or is_deim:
+            return []
+        return [
+            f"{path}: the file's name says DEIM, but the model to be trained is of D-FINE, whose activations differ; if "
+            f"the weights are DEIM's, train its model, as in {arg('model', preset)}"
+        ]
     return [
         f"{path}: weights of D-FINE and DEIM have the same names and shapes; these are read as {read_as}'s. If they are "
         f"{other}'s, name the model, as in {arg('model', preset)}"
@@ -190,6 +210,8 @@ def _note_on_activation(
 
 def _default_categories(config: ModelConfig) -> Categories:
     """Return categories for weights without names; RT-DETR and its descendants have 80 classes for COCO."""
+    if config.num_classes == OBJECTS365_SLOTS:
+        return objects365_categories()
     is_coco = config.is_hybrid and config.num_classes == len(COCO_NAMES)
     return contiguous_coco_categories() if is_coco else default_categories(config.num_classes)
 

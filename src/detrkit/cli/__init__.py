@@ -6,18 +6,19 @@ code 2.
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 
-from cyclopts import App
 from cyclopts.exceptions import CycloptsError
 
 from detrkit._internal.text import printable
 from detrkit._version import __version__
 from detrkit.checkpoints.hashes import DOWNLOADS
+from detrkit.cli.completion import App
 from detrkit.cli.console import WarningPrinter
-from detrkit.cli.user_errors import error_line
+from detrkit.cli.first_steps import first_steps
+from detrkit.cli.user_errors import error_line, is_out_of_memory
 from detrkit.errors import DetrkitError
 
 COMMANDS = {
@@ -37,6 +38,7 @@ COMMANDS = {
     "config": "List all settings of training with their meaning, as a file for --config.",
     "models": "List the models that can be used by name, with AP, licences and sources.",
 }
+INSTALL_COMPLETION = "--install-completion"
 
 
 def build_app(chosen: str | None = None) -> App:
@@ -49,7 +51,7 @@ def build_app(chosen: str | None = None) -> App:
     app = App(
         name="detrkit",
         help="Detection transformers: train on your own images, evaluate, explain, export, serve.",
-        help_epilogue="Start with `detrkit demo`. Each command has its own --help.",
+        help_epilogue="Start with `detrkit demo`. Each command has its own --help." if chosen not in COMMANDS else None,
         version=__version__,
         help_format="markdown",
         suppress_keyboard_interrupt=False,
@@ -62,6 +64,12 @@ def build_app(chosen: str | None = None) -> App:
             continue
         function = command.replace("-", "_")
         app.command(f"detrkit.cli.{function}:{function}", name=command, help=None if command == chosen else summary)
+    app.command(
+        "detrkit.cli.completion:install_completion",
+        name=INSTALL_COMPLETION,
+        group="Shell",
+        help=None if chosen == INSTALL_COMPLETION else "Install completion of commands and options in your shell.",
+    )
     return app
 
 
@@ -71,11 +79,14 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files and classes may hold bytes that are not valid text
             stream.reconfigure(errors="backslashreplace")
+    if not arguments:
+        print(first_steps())  # noqa: T201  the command line prints
+        sys.exit(0)
     try:
         with _warnings_on_stderr():
             build_app(arguments[0] if arguments else None)(arguments, print_error=False, exit_on_error=False)
     except (DetrkitError, CycloptsError) as error:
-        _print_error(error_line(error, arguments, list(COMMANDS)))
+        _print_error(error_line(error, arguments, list(COMMANDS)), _notes(error))
         sys.exit(2)
     except KeyboardInterrupt:
         _print_error("stopped")
@@ -86,9 +97,20 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     except OSError as error:  # a full disk, missing permissions: whatever was not handled closer to its cause
         _print_error(
-            f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk"
+            f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its permissions and the disk",
+            _notes(error),
         )
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _print_error("out of memory; use smaller batches or images, or another device", _notes(error))
+        sys.exit(2)
+
+
+def _notes(error: Exception) -> list[str]:
+    """Return commands to run next, which a command has added to an error."""
+    return getattr(error, "__notes__", [])
 
 
 @contextmanager
@@ -108,5 +130,6 @@ def _warnings_on_stderr() -> Iterator[None]:
         logger.propagate = propagate
 
 
-def _print_error(sentence: str) -> None:
-    print(f"error: {printable(sentence)}", file=sys.stderr)  # noqa: T201  the command line prints
+def _print_error(sentence: str, next_commands: Iterable[str] = ()) -> None:
+    for line in (f"error: {sentence}", *next_commands):
+        print(printable(line), file=sys.stderr)  # noqa: T201  the command line prints

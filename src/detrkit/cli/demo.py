@@ -55,6 +55,7 @@ def demo(
             f"  {name} describe {output} --size {size}x{size}\n"
             f"and with images of your own, in COCO, YOLO or Pascal VOC format:\n"
             f"  {name} doctor YOUR_FOLDER\n"
+            f"  {name} train YOUR_FOLDER --dry-run\n"
             f"  {name} train YOUR_FOLDER --output runs/first",
             soft_wrap=True,
         )

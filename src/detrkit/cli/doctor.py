@@ -1,7 +1,7 @@
 """`detrkit doctor`."""
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +12,7 @@ from detrkit._internal.files import refuse_overwrite
 from detrkit._internal.provenance import refuse_foreign_overwrite
 from detrkit.checkpoints.path_kinds import DATASET, check_kinds
 from detrkit.cli.console import get_console, progress_bar
+from detrkit.cli.next_commands import detrkit_command, train_command, unused_name
 from detrkit.data.formats.registry import FormatName, check_dataset_path
 from detrkit.errors import ConfigError, arg, check_minimum
 from detrkit.models.presets import preset_config
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from detrkit.data.checks.examine import DatasetReport
     from detrkit.data.records import SplitName
 
+_MODEL = "detrkit-s"  # that is trained by default
 _MAX_LOCATIONS = 3  # of a finding; --json and --html have all
 _MAX_CLASSES = 30
 _COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -35,7 +37,7 @@ def doctor(
     *,
     split: Literal["train", "val", "test"] | None = None,
     format: FormatName | None = None,
-    model: str = "detrkit-s",
+    model: str = _MODEL,
     image_size: int | None = None,
     workers: int = 2,
     json: Annotated[Path | None, Parameter(name="--json")] = None,
@@ -117,8 +119,25 @@ def doctor(
         console.print(f"page: {html}", soft_wrap=True)
     if fix is not None:
         report = _fix(report, fix, check, console, follow_links=follow_links)
+    options = [] if format is None or fix is not None else ["--format", format]
+    options += [] if model == _MODEL else ["--model", model]
+    if line := _next_command(report, fix or data, options):
+        console.print(line, soft_wrap=True)
     if report.num_errors:
         sys.exit(1)
+
+
+def _next_command(report: "DatasetReport", data: Path, options: Sequence[str]) -> str:
+    """Return what to run next: training on a dataset without errors, or a copy without them; "" if it is neither."""
+    if not report.num_errors:
+        return (
+            f"see settings and duration with: {train_command(data, *options, '--dry-run')}" if not report.split else ""
+        )
+    if any(one.severity == "error" and one.locations for one in report.findings):
+        copy = data.with_name(f"{data.stem if data.is_file() else data.name}-fixed")
+        copy = unused_name(copy) if copy.exists() else copy
+        return f"make a copy without these errors with: {detrkit_command('doctor', data, '--fix', copy)}"
+    return ""
 
 
 def _check_fix(fix: Path | None, split: "SplitName | None", *, follow_links: bool) -> None:

@@ -2,8 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +12,7 @@ from detrkit.checkpoints.path_kinds import DATASET, MODEL, check_kinds
 from detrkit.checkpoints.sources import check_source
 from detrkit.cli.exit_codes import exit_with
 from detrkit.cli.flags import flag
+from detrkit.cli.next_commands import detrkit_command, names_the_next_command
 from detrkit.cli.settings import RunSettings, given_settings
 from detrkit.config.run import RunConfig, run_config
 from detrkit.data.formats.registry import FormatName, check_dataset_path
@@ -76,7 +75,8 @@ def train(
         Run folder to continue from its last saved state, on DATA if its dataset has moved; no other option but --loggers
         applies.
     dry_run
-        Show the settings and an estimate of the time, from steps that are timed after a warm-up; write nothing.
+        Show the settings and an estimate of the time, from steps that are timed after a warm-up; write nothing. Not all
+        images are read: `detrkit doctor` reads them.
     slurm
         Submit the run to Slurm, as NAME=VALUE,NAME=VALUE: partition=gpu,nodes=2,gpus_per_node=4,timeout_min=600. A job
         that is preempted or out of time is requeued and resumes.
@@ -131,7 +131,7 @@ def _train(config: RunConfig, output: Path, loggers: list[str], started: float) 
     from detrkit.cli.training_console import ConsoleProgress, print_result
     from detrkit.training.train import train_from_config
 
-    with _names_the_next_command(output):
+    with names_the_next_command(output, config.data):
         result = train_from_config(config, output, callbacks=[ConsoleProgress()], loggers=loggers, started=started)
     print_result(result)
     exit_with(result.stopped_by)
@@ -148,22 +148,10 @@ def _resume(folder: Path, data: str | None, given: list[str], loggers: list[str]
     from detrkit.cli.training_console import ConsoleProgress, print_result
     from detrkit.training.train import resume
 
-    with _names_the_next_command(folder):
+    with names_the_next_command(folder, data):
         result = resume(folder, data=data, callbacks=[ConsoleProgress()], loggers=loggers)
     print_result(result)
     exit_with(result.stopped_by)
-
-
-@contextmanager
-def _names_the_next_command(output: Path) -> Iterator[None]:
-    """Print the command that resumes a run after a second Ctrl-C, which ends it at once."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        from detrkit.cli.training_console import print_resume_command
-
-        print_resume_command(output)
-        raise
 
 
 def _estimate(config: RunConfig) -> None:
@@ -182,7 +170,13 @@ def _estimate(config: RunConfig) -> None:
     )
     is_timed = plan.config.training.minutes is not None
     total = f"fit into {duration(estimate.seconds)}" if is_timed else f"take about {duration(estimate.seconds)}"
-    get_console().print(f"{work} {total} on this machine{processes}; nothing was written", soft_wrap=True)
+    console = get_console()
+    console.print(f"{work} {total} on this machine{processes}; nothing was written", soft_wrap=True)
+    console.print(
+        f"To train, repeat the command without --dry-run. To check the images first: "
+        f"{detrkit_command('doctor', config.data)}",
+        soft_wrap=True,
+    )
 
 
 def _submit(config: RunConfig, output: Path, options: str, *, dry_run: bool) -> None:

@@ -3,12 +3,12 @@
 import signal
 from collections import Counter
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from detrkit.cli.command_name import command_name
 from detrkit.cli.console import build_table, get_console
+from detrkit.cli.flags import flag
+from detrkit.cli.next_commands import resume_command, train_command, unused_name
 from detrkit.training.callbacks import Callback, TrainingState
 from detrkit.training.next_run import NextRun
 from detrkit.training.planner import TrainingPlan
@@ -172,27 +172,16 @@ def print_result(result: TrainResult) -> None:
 
 def print_resume_command(output: Path) -> None:
     """Print the command that continues a run, if a state of it was saved."""
-    import shlex
-
     if (output / STATE_FILE).is_file():
-        get_console().print(
-            f"continue with: {command_name()} train --resume {shlex.quote(str(output))}", soft_wrap=True
-        )
+        get_console().print(resume_command(output), soft_wrap=True)
 
 
 def _command(result: TrainResult, run: NextRun) -> str:
     """Return the command of a run on the same data."""
-    import shlex
-
-    from detrkit.cli.flags import flag
-
     options = [part for name, value in run.settings.items() for part in (flag(name), str(value))]
     if result.config.format is not None:
         options += ["--format", result.config.format]
-    output = next(
-        path for number in count(2) if not (path := result.output.with_name(f"{result.output.name}-{number}")).exists()
-    )
-    return shlex.join(["detrkit", "train", result.config.data, *options, "--output", str(output)])
+    return train_command(result.config.data, *options, "--output", unused_name(result.output))
 
 
 def _steps(state: TrainingState) -> str:

@@ -42,6 +42,19 @@ def error_line(error: Exception, arguments: Sequence[str], commands: Sequence[st
     return " ".join(text.split())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory of the computer or of a GPU ran out, also in a training process of its own."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (
+            type(error).__name__ == "OutOfMemoryError"  # of torch, which need not be imported
+            or "torch.OutOfMemoryError" in text
+            or "DefaultCPUAllocator: can't allocate memory" in text
+        )
+    )
+
+
 def _command_of(arguments: Sequence[str]) -> tuple[str, Callable[..., Any] | None]:
     """Return the command of a command line and its function, if that was imported."""
     command = arguments[0] if arguments else ""

@@ -30,7 +30,7 @@ class _Group(BaseModel):
 class OptimizerConfig(_Group):
     """AdamW: learning rates, weight decay, gradient clipping and frozen parts."""
 
-    lr: float = Field(default=1e-4, gt=0, description="learning rate of everything but the backbone")
+    lr: float = Field(default=1e-4, gt=0, description="learning rate; the backbone has backbone_lr")
     backbone_lr: float = Field(default=1e-5, ge=0, description="learning rate of the backbone; 0 freezes it")
     lr_overrides: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
         default_factory=dict, description=f"learning rates of other parts; 0 freezes one: {', '.join(PARTS)}"

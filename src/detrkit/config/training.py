@@ -183,7 +183,6 @@ CHOSEN_SETTINGS: dict[str, Literal["of the model", "planned"]] = {
             "mixup",
             "mosaic_until",
             "decay_norms",
-            "freeze",
         ),
         "planned",
     ),

@@ -94,6 +94,9 @@ def evaluate(
         model: see `Detector.load`.
         state_dict_key: see `Detector.load`.
 
+    Returns:
+        Metrics, best thresholds, error types and curves; `EvalResult.to_html` writes the report.
+
     Raises:
         DetrkitError: the model or the data cannot be read, or do not fit together.
     """

@@ -96,6 +96,9 @@ class Detector:
     def to(self, device: torch.device | str | int) -> Detector:
         """Return a detector on a device: this one if it is there, otherwise one with a copy of the weights.
 
+        Args:
+            device: such as "cpu", "cuda" or "cuda:1".
+
         Raises:
             ConfigError: there is no such device, or the detector was loaded from an exported file, which runs on the CPU.
         """
@@ -209,7 +212,14 @@ class Detector:
         precision: str = "float32",
         compile_model: bool = False,
     ) -> Detector:
-        """Make a detector from a checkpoint in memory."""
+        """Make a detector from a checkpoint in memory.
+
+        Args:
+            checkpoint: weights, architecture, classes and preprocessing, such as from `to_checkpoint`.
+            device: see `load`.
+            precision: see `load`.
+            compile_model: see `load`.
+        """
         padding_invariant = checkpoint.preprocessing.padding_invariant
         model = checkpoint.build().eval()
         model.padding_invariant = padding_invariant
@@ -219,6 +229,10 @@ class Detector:
     @classmethod
     def from_pretrained(cls, source: Path | str, device: torch.device | str | int = "cpu") -> Detector:
         """Load a detector written by `save_pretrained` or `push_to_hub`; the same as `load`.
+
+        Args:
+            source: folder, or OWNER/NAME on the hub.
+            device: device to predict on.
 
         Raises:
             CheckpointError: the source does not exist, or is not a detection transformer.
@@ -351,7 +365,10 @@ class Detector:
     def attention(self, image: Any) -> RecordedAttention:
         """Predict one image and record its attention; the matrices are computed on request. Thread-safe.
 
-        `detector.attention(image).maps("decoder_cross", layer=-1, rows=[7])` returns the maps of query 7, one per head.
+        `detector.attention(image).maps("decoder_cross", layer=-1, queries=[7])` returns the maps of query 7, one per head.
+
+        Args:
+            image: one image, as in `predict`.
 
         Raises:
             DatasetError: the image cannot be read.
@@ -418,6 +435,9 @@ class Detector:
     def preprocess(self, pixels: UInt8[Tensor, "C H W"]) -> Sample:
         """Resize an image for the model. Thread-safe.
 
+        Args:
+            pixels: of the image, RGB or as many channels as the model has.
+
         Raises:
             DatasetError: the image is too small for an exported model.
         """
@@ -438,6 +458,9 @@ class Detector:
     def resolve_threshold(self, threshold: Any) -> MinScores:
         """Return the minimum score of all labels, or of each label for "auto".
 
+        Args:
+            threshold: as in `predict`.
+
         Raises:
             ConfigError: the threshold is out of range, or "auto" for a model that has not been evaluated.
         """
@@ -453,6 +476,9 @@ class Detector:
     def resolve_segment_threshold(self, threshold: Any) -> float:
         """Return the minimum score of a query in panoptic segments.
 
+        Args:
+            threshold: as in `predict_segments`.
+
         Raises:
             ConfigError: the model has no mask head, or the threshold is out of range.
         """
@@ -464,7 +490,10 @@ class Detector:
         return MIN_SCORE if stored is None else stored
 
     def resolve_classes(self, classes: ClassFilter) -> frozenset[int] | None:
-        """Return the labels of some classes, see `predict`; None (all classes) stays None.
+        """Return the labels of some classes; None (all classes) stays None.
+
+        Args:
+            classes: names or category ids, as in `predict`.
 
         Raises:
             ConfigError: there is no such class.

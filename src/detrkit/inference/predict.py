@@ -118,6 +118,9 @@ def predict_files(
         options: the settings as an object.
         **settings: fields of `PredictOptions`: `threshold`, `classes`, `partition`, `write` and others.
 
+    Returns:
+        Numbers of inputs and objects, the files of all images, and a message for each input that could not be predicted.
+
     Raises:
         ConfigError: a setting is wrong, or an output would replace a file that detrkit did not write.
         DatasetError: an input does not exist.

@@ -171,6 +171,9 @@ class SetCriterion:
     def match(self, blocks: Sequence[tuple[Predictions, Sequence[Target]]]) -> list[PredictionMatches]:
         """Match the predictions of one or several sets of queries with their targets; waits for the device once.
 
+        Args:
+            blocks: predictions of a batch and the targets of its images, for each set of queries.
+
         Raises:
             ConfigError: the model's class scores are not of the criterion's kind.
         """
@@ -227,7 +230,14 @@ class SetCriterion:
     def losses_of_masks(
         self, predictions: Predictions, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
     ) -> LossDict:
-        """Compute the mask losses of the last layer; none without masks. Arguments as in `compute_losses`."""
+        """Compute the mask losses of the last layer; none without masks.
+
+        Args:
+            predictions: of a batch.
+            targets: one per image.
+            matches: pairs of queries and objects.
+            normalizers: of the training step.
+        """
         if any(target.masks is None for target in targets):
             return {}
         masks = _matched_masks(predictions, matches, targets)  # in the model's precision
@@ -262,7 +272,11 @@ class SetCriterion:
             return self._layer_losses(logits, boxes, targets, matches, normalizers, valid_queries)
 
     def weighted_sum(self, losses: LossDict) -> Float[Tensor, ""]:
-        """Sum the losses with their weights; entries that are not losses (class_error ...) are left out."""
+        """Sum the losses with their weights.
+
+        Args:
+            losses: by name; entries that are not losses (class_error ...) are left out.
+        """
         weighted = [self.weight_dict[base_name(name)] * loss for name, loss in losses.items() if is_loss(name)]
         return torch.stack(weighted).sum()
 
@@ -292,7 +306,14 @@ class SetCriterion:
         matches: Matches,
         objects: MatchedObjects,
     ) -> Float[Tensor, "T B Q"]:
-        """Compute the classification loss of every query, neither weighted nor normalised."""
+        """Compute the classification loss of every query, neither weighted nor normalised.
+
+        Args:
+            logits: class logits after every decoder layer.
+            boxes: after every decoder layer.
+            matches: pairs of queries and objects.
+            objects: labels and boxes of the matched objects.
+        """
         index = matches.layers, matches.images, matches.queries
         target_classes = target_classes_of(logits.shape[:-1], index, objects.labels, self.num_classes)
         iou = matched_ious(boxes, matches, objects) if self.classification.is_iou_aware else None

@@ -90,9 +90,9 @@ def _fuse_activation(block: ConvNorm) -> None:
     affine, convolution = block.affine, block.convolution
     if isinstance(block.activation, nn.SiLU):
         block._modules["activation"] = nn.SiLU(inplace=True).eval()
-    if not isinstance(affine, LearnableAffine) or not isinstance(block.norm, nn.Identity) or _has_hooks(affine):
+    if not isinstance(affine, LearnableAffine) or not isinstance(block.norm, nn.Identity) or has_hooks(affine):
         return
-    if isinstance(affine.scale, FakeTensor) or _has_hooks(block.activation):  # fakes have no values
+    if isinstance(affine.scale, FakeTensor) or has_hooks(block.activation):  # fakes have no values
         return
     assert isinstance(block.activation, nn.ReLU)
     assert convolution.bias is not None
@@ -110,7 +110,7 @@ def _fuse_branches(block: RepVGGBlock) -> None:
     ):
         return  # a norm has hooks
     convolutions = large.convolution, small.convolution
-    if any(map(_has_hooks, (large, small, *convolutions))):
+    if any(map(has_hooks, (large, small, *convolutions))):
         return
     weight = convolutions[0].weight + functional.pad(convolutions[1].weight, (1, 1, 1, 1))
     bias = cast(Tensor, convolutions[0].bias) + cast(Tensor, convolutions[1].bias)
@@ -129,7 +129,7 @@ def _pairs(part: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             candidates = [("convolution", "norm"), *((f"conv{number}", f"bn{number}") for number in (1, 2, 3))]
         for convolution, norm in candidates:
             found = (names.get(convolution), names.get(norm))
-            if type(found[0]) is nn.Conv2d and _is_affine(found[1]) and not any(map(_has_hooks, found)):
+            if type(found[0]) is nn.Conv2d and _is_affine(found[1]) and not any(map(has_hooks, found)):
                 yield module, convolution, norm
 
 
@@ -137,5 +137,6 @@ def _is_affine(norm: nn.Module | None) -> bool:
     return isinstance(norm, FrozenBatchNorm2d) or type(norm) is nn.BatchNorm2d
 
 
-def _has_hooks(module: nn.Module | None) -> bool:
+def has_hooks(module: nn.Module | None) -> bool:
+    """Return whether something is called before or after a module, which therefore must stay as it is."""
     return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)

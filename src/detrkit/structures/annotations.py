@@ -62,7 +62,7 @@ class Target:
     masks: Bool[Tensor, "N H W"] | None = None
 
     def to(self, device: torch.device | str) -> Target:
-        """Copy to a device asynchronously."""
+        """Copy to `device` asynchronously."""
         masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
         return Target(self.boxes.to(device, non_blocking=True), self.labels.to(device, non_blocking=True), masks)
 

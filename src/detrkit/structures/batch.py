@@ -35,7 +35,7 @@ class Batch:
     is_strong: bool = False
 
     def to(self, device: torch.device | str) -> Batch:
-        """Copy to a device asynchronously."""
+        """Copy to `device` asynchronously."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),

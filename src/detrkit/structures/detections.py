@@ -195,7 +195,7 @@ class Detections:
         return {str(one) if isinstance(one, str) else int(one) for one in several}
 
     def with_labels(self, labels: Collection[int] | None) -> Detections:
-        """Select the objects with these labels; None selects all."""
+        """Select the objects with these `labels`; None selects all."""
         if labels is None:
             return self
         return self[[number for number, label in enumerate(self.labels.tolist()) if label in labels]]
@@ -204,17 +204,17 @@ class Detections:
         return f"Detections({summary('object', self.class_names, self.size)})"
 
     def scale(self, factor: float) -> Detections:
-        """Multiply boxes and masks by a factor, for an enlarged image."""
+        """Multiply boxes and masks by `factor`, for an enlarged image."""
         masks = None if self.low_res_masks is None else self.low_res_masks.scale(factor)
         return replace(self, boxes=self.boxes * factor, size=None, low_res_masks=masks, segments=None)
 
     def translate(self, offset: tuple[float, float]) -> Detections:
-        """Add (x, y) in pixels to the boxes, for a larger image that this one is a crop of; masks are dropped."""
+        """Add `offset`, (x, y) in pixels, to the boxes, for the image that this one is a crop of; masks are dropped."""
         boxes = self.boxes + torch.tensor([*offset, *offset], dtype=self.boxes.dtype)
         return replace(self, boxes=boxes, size=None, queries=None, low_res_masks=None, segments=None)
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Convert to COCO results: boxes as xywh in pixels, the dataset's category ids, masks as run-length encodings."""
+        """Convert to COCO results of image `image_id`: boxes as xywh in pixels, ids of the dataset, masks as RLE."""
         results = [
             {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
             for (x1, y1, x2, y2), category_id, score in zip(

@@ -223,7 +223,7 @@ class Predictions:
         return self.layer_class_logits.float().softmax(-1)[..., -1]
 
     def after_layer(self, layer: int) -> Predictions:
-        """Select the predictions after one decoder layer; negative indices count from the last."""
+        """Select the predictions after decoder layer `layer`; negative numbers count from the last."""
         index = layer % len(self.layer_boxes)
         one = slice(index, index + 1)
         return replace(
@@ -234,7 +234,7 @@ class Predictions:
         )
 
     def of_queries(self, queries: slice) -> Predictions:
-        """Select the predictions of consecutive queries; masks, proposals and auxiliary predictions stay as they are."""
+        """Select the predictions of the slice `queries`; masks, proposals and auxiliary predictions stay as they are."""
         return replace(
             self,
             layer_class_logits=self.layer_class_logits[:, :, queries],

@@ -130,7 +130,7 @@ def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterio
 def _read_weights(weights: str, model: ModelConfig | None = None) -> Checkpoint:
     """Read weights; those that do not describe their model are of the model to be trained."""
     try:
-        return load_checkpoint(weights)
+        return load_checkpoint(weights, fine_tuned=model)
     except UndescribedWeightsError as error:
         if model is None:
             raise CheckpointError(f"{arg('weights', weights)}: {error.message}") from None
@@ -152,10 +152,12 @@ def _preset_of_run(weights: Path) -> str | None:
 def _closest_preset(fields: dict[str, Any]) -> str:
     """Return the preset of the same architecture, whose training settings apply."""
     names = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim", "decoder_norm")
-    return next(
-        (preset for preset, one in PRESETS.items() if all(getattr(one, name) == fields[name] for name in names)),
-        "detr-r50",
-    )
+    same = [one for one, config in PRESETS.items() if all(getattr(config, name) == fields[name] for name in names)]
+    return max(same, key=lambda one: _num_equal(PRESETS[one], fields), default="detr-r50")  # the first of equals
+
+
+def _num_equal(config: ModelConfig, fields: dict[str, Any]) -> int:
+    return sum(getattr(config, name) == value for name, value in fields.items())
 
 
 def _check_frozen(config: RunConfig, categories: Categories, known: Categories, adaptation: Adaptation) -> None:

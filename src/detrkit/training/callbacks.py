@@ -77,6 +77,8 @@ class Callback:
     Callbacks are called in the first process only. They may read the state and call `TrainingState.request_stop`. With
     several devices they are pickled: define them in a module, and expect changes of their attributes to stay in the
     training process.
+
+    Every event takes `state`: step, losses, metrics, model and folder of the run.
     """
 
     def on_train_start(self, state: TrainingState) -> None:
@@ -110,7 +112,7 @@ class Callback:
         """Called once after the last step, also if the run was stopped; the report is already written."""
 
     def on_exception(self, state: TrainingState, error: BaseException) -> None:
-        """Called instead of `on_train_end` if the run fails; the error is raised afterwards."""
+        """Called instead of `on_train_end` if the run fails; `error` is raised afterwards."""
 
 
 class CallbackList(Callback):

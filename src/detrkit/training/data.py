@@ -1,7 +1,7 @@
 """Data of a training run: augmented training samples, and the validation split."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -120,6 +120,12 @@ def open_data(config: RunConfig, dataset: DatasetSplits | None = None) -> Traini
         splits=dataset.splits,
         notes=notes,
     )
+
+
+def augmented_as(data: TrainingData, config: RunConfig) -> TrainingData:
+    """Return the data of a run with the augmentation of other settings, which were chosen after the data was opened."""
+    channels = preset_config(config.model, **config.model_overrides).in_channels
+    return replace(data, train=training_dataset(data.train.images, config.training, channels))
 
 
 def preprocessing_of(settings: TrainingConfig) -> Preprocessing:

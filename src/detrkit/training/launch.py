@@ -20,6 +20,7 @@ from detrkit.errors import ConfigError, DetrkitError, arg
 from detrkit.training.result import TrainResult
 
 _RESULT, _STORE = "result", "store"
+_INCOMPLETE = "incomplete"
 _USER_ERROR, _FAILURE = "0-", "1-"  # names of messages: errors that the user can correct come first
 _STOPPED = (-signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit codes of processes
 
@@ -92,7 +93,9 @@ def _work(rank: int, world_size: int, arguments: dict[str, Any], messages: Path)
         data = open_data(arguments["config"], arguments.pop("dataset"))
         result = run_training(data=data, **arguments)
     except DetrkitError as error:
-        (messages / f"{_USER_ERROR}{rank}").write_text(error.message, encoding="utf-8")
+        incomplete = messages / f"{_INCOMPLETE}{rank}"  # this process may be terminated while it writes
+        incomplete.write_bytes(pickle.dumps(error))
+        incomplete.rename(messages / f"{_USER_ERROR}{rank}")
         sys.exit(2)
     except Exception:
         (messages / f"{_FAILURE}{rank}").write_text(traceback.format_exc(), encoding="utf-8")
@@ -112,10 +115,11 @@ def _failure(folder: Path, otherwise: str, stopped_by: int | None = None) -> Bas
         stopped_by: number of the signal that ended processes which had not started to train, and thereby others. It ends
             this process as it would have, had it trained by itself.
     """
-    messages = sorted(path for path in folder.iterdir() if path.name not in (_RESULT, _STORE))
-    text = messages[0].read_text(encoding="utf-8") if messages else ""
+    messages = sorted(path for path in folder.iterdir() if path.name.startswith((_USER_ERROR, _FAILURE)))
     if messages and messages[0].name.startswith(_USER_ERROR):
-        return DetrkitError(text)
+        error: DetrkitError = pickle.loads(messages[0].read_bytes())  # noqa: S301  (our own)
+        return error
+    text = messages[0].read_text(encoding="utf-8") if messages else ""
     if stopped_by is not None:
         return KeyboardInterrupt() if stopped_by == signal.SIGINT else SystemExit(128 + stopped_by)
     return RuntimeError(f"training process:\n{text}") if messages else DetrkitError(f"{arg('devices')}: {otherwise}")

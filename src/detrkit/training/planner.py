@@ -19,7 +19,7 @@ from detrkit.training import foundation_recipes
 from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS
 from detrkit.training.realtime_recipes import common_settings, published_training, reference_settings
 
-_MEASURED = "higher AP on small datasets than the published value (benchmarks/RESULTS.md)"
+_MEASURED = "higher AP on small datasets than the published value (docs/results.md)"
 _TINY_MEASURED = "fits synthetic shapes within minutes"
 _PUBLISHED = "as published"
 # value and reason of a setting; "" for one that is not worth a line
@@ -31,7 +31,7 @@ TINY: Defaults = {
     "clip_grad_norm": (1.0, _TINY_MEASURED),
     "cls_loss_coef": (2.0, _TINY_MEASURED),
 }
-# for detrkit's presets on photographs: measured on blood cells and an aquarium (benchmarks/RESULTS.md)
+# for detrkit's presets on photographs: measured on blood cells and an aquarium (docs/results/blood-cells.md)
 OWN: Defaults = {
     "image_size": (320, "a sixth of the pixels of 800 px, for training on a CPU; more for objects below 10 px"),
     "train_scale": (1.25, "training sizes of 0.75 to 1.25 times the evaluation size"),
@@ -46,10 +46,6 @@ OWN: Defaults = {
     "denoising": (3, "reconstructing noised boxes speeds up convergence (DN-DETR)"),
     "contrastive_denoising": (True, "noised negatives, which lower the scores of duplicates (DINO)"),
 }
-_FINE_TUNING: Defaults = {  # of detrkit's presets that start from a detector
-    "lr": (5e-4, "half the rate of a run from ImageNet weights, for a trained detector"),
-    "backbone_lr": (1e-4, "a fifth of lr, for a trained backbone"),
-}
 _OF_PRESETS: dict[str, Defaults] = {"detr-tiny": TINY, "detrkit-s": OWN, "detrkit-m": OWN}
 MIN_STEPS = {"detector": 1_500, "imagenet": 6_000, "scratch": 12_000}  # by origin of the weights
 _EXTRA_EPOCHS = {"detector": 10, "imagenet": 50, "scratch": 100}  # on top of them
@@ -62,7 +58,7 @@ _FOCAL: Defaults = {"cls_loss_coef": (2.0, "focal loss, as published")}
 _REFERENCE: Defaults = {"padding_invariant": (False, _PUBLISHED), "group_by_aspect_ratio": (False, _PUBLISHED)}
 # all of them lower the learning rate after 40 of 50 epochs
 _SUCCESSORS: Defaults = {"epochs": (50, _PUBLISHED), "lr_drop": (0.8, "after 40 of 50 epochs, as published")}
-_SMALL_DATASET = 300  # images, below which a detector's backbone stays frozen
+_SMALL_DATASET = 300  # images, below which the scales of real-time detectors are not varied in fine-tuning
 _LONG_RUN = 5_000  # steps
 _NOISE = ("denoising_queries", "box_noise", "box_noise_scale", "label_noise_ratio")  # without denoising
 _MAX_WARM_UP, _WARM_UP_SHARE = 1_000, 0.05  # steps, and fraction of the run
@@ -144,8 +140,7 @@ def _defaults(config: RunConfig, model: ModelConfig) -> Defaults:
         successors = _SUCCESSORS if model.queries != "learned" else {}
         defaults |= {**_REFERENCE, **successors}
         return {name: default for name, default in defaults.items() if name != "epochs" or not _has_length(config)}
-    own = _OF_PRESETS.get(config.model, {})
-    defaults |= {**own, **(_FINE_TUNING if own is OWN and config.origin == "detector" else {})}
+    defaults |= _OF_PRESETS.get(config.model, {})
     without_use = _without_use(config.training, model)
     return {name: default for name, default in defaults.items() if name not in without_use}
 
@@ -211,10 +206,12 @@ def plan_training(config: RunConfig, given: set[str], num_images: int, num_proce
     elif settings.overfit:
         choices = []  # a check of what was given, with the preset's settings and nothing else
     else:
-        choices = [*_length(config, given, num_images, images_per_batch), *_auto(config, given, num_images)]
+        choices = [*_length(config, given, num_images, images_per_batch), *_auto(config, model, given, num_images)]
+    chosen = {choice.name for choice in choices}
     of_preset = {
         name: Choice(name, settings[name], reason, "run" if name == "backbone_lr" and "lr" in given else "preset")
         for name, (_, reason) in _defaults(config, model).items()
+        if name not in chosen
     }
     if config.origin == "scratch" and "backbone_lr" in of_preset:
         rate = settings.optimizer.backbone_lr
@@ -296,7 +293,7 @@ def _evaluations_by_the_clock() -> Choice:
     return Choice("evaluate_every", None, f"about {MAX_EVALUATIONS} evaluations, at most {share} of the time")
 
 
-def _auto(config: RunConfig, given: set[str], num_images: int) -> list[Choice]:
+def _auto(config: RunConfig, model: ModelConfig, given: set[str], num_images: int) -> list[Choice]:
     """Choose the settings that do not depend on the length of the run."""
     choices = [
         Choice("lr_scheduler", "step", "lr_drop was given")
@@ -304,9 +301,9 @@ def _auto(config: RunConfig, given: set[str], num_images: int) -> list[Choice]:
         else Choice("lr_scheduler", "cosine", "learning rates reach 0 at the end of the run", "preset"),
         Choice("decay_norms", False, "norms, biases and queries keep their size: no weight decay", "preset"),
     ]
-    if config.origin == "detector" and num_images < _SMALL_DATASET:
-        reason = f"{plural(num_images, 'image')} are too few to fine-tune a trained backbone"
-        choices.append(Choice("freeze", ("backbone",), reason))
+    if config.origin == "detector" and num_images < _SMALL_DATASET and model.queries == "selected":
+        reason = f"higher AP after fine-tuning with {plural(num_images, 'image')}: no zoom-out, no crop by IoU"
+        choices += [Choice("zoom_out", 0.0, reason), Choice("iou_crop", 0.0, "")]
     return choices
 
 

@@ -15,7 +15,7 @@ from detrkit.errors import ConfigError, arg
 from detrkit.models.detr import DETR
 from detrkit.training.build import model_settings_of, with_architecture_of_weights
 from detrkit.training.callbacks import Callback
-from detrkit.training.data import TrainingData, has_masks, open_data
+from detrkit.training.data import TrainingData, augmented_as, has_masks, open_data
 from detrkit.training.duration import TimeEstimate, estimate_duration
 from detrkit.training.launch import launch
 from detrkit.training.loggers import Logger, check_loggers
@@ -106,6 +106,9 @@ def resume(
         classes: as in `train`, likewise.
         callbacks: as in `train`.
         loggers: as in `train`.
+
+    Returns:
+        As `train`.
 
     Raises:
         DetrkitError: the folder holds no saved run, the run has ended, or its classes, images or settings have changed.
@@ -246,7 +249,7 @@ def prepare(config: RunConfig, dataset: DatasetSplits | None = None) -> tuple[Tr
         num_val=len(data.val_ids),
         num_classes=len(data.categories),
     )
-    return plan, data
+    return plan, augmented_as(data, plan.config)
 
 
 def _read_data(

@@ -22,7 +22,7 @@ from detrkit.config.training import TrainingConfig
 from detrkit.config.validation import check_auxiliary_queries
 from detrkit.data.samplers import mix_seeds
 from detrkit.distributed.collectives import average_in_place
-from detrkit.errors import ConfigError, DetrkitError, arg
+from detrkit.errors import ConfigError, NonFiniteError, arg
 from detrkit.losses.auxiliary_queries import StepNormalizers
 from detrkit.losses.criterion import LossOutput, SetCriterion
 from detrkit.models.detr import DETR
@@ -101,11 +101,10 @@ class TrainStep:
         self.skipped_steps: list[str] = []
         auxiliary = () if self.auxiliary_queries is None else self.auxiliary_queries.parameters()
         self._trained = [p for p in (*model.parameters(), *auxiliary) if p.requires_grad]
-        # of batch norms, also of the neck and the encoder, which a single non-finite batch would corrupt for good
-        norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        self._statistics = [
-            buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None
-        ]
+        # of batch norms, also in the encoder, which a single non-finite batch would corrupt for good
+        norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+        buffers = (buffer for norm in norms for buffer in (norm.running_mean, norm.running_var))
+        self._statistics = [buffer for buffer in buffers if buffer is not None]
         self._nonfinite_steps = 0  # in a row
         self._overflows = 0  # of float16 gradients, in a row
         self._last: _PendingStep | None = None
@@ -130,7 +129,7 @@ class TrainStep:
             The losses, summed over the batches.
 
         Raises:
-            DetrkitError: too many consecutive steps were not finite.
+            NonFiniteError: too many consecutive steps were not finite.
         """
         progress, from_then = self._budget.fraction_after(self.step_number), self.settings.loss.quality_matching_from
         self._matcher.by_quality = from_then < 1 and progress >= from_then
@@ -158,7 +157,7 @@ class TrainStep:
         """Wait for the outcome of the last step.
 
         Raises:
-            DetrkitError: too many consecutive steps were not finite.
+            NonFiniteError: too many consecutive steps were not finite.
         """
         if self._last is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -282,7 +281,7 @@ class TrainStep:
         images = ", ".join(map(str, last.image_ids[:8]))
         self.skipped_steps.append(f"step {last.step} skipped: {what} not finite, images {images}")
         if self._nonfinite_steps >= self.settings.optimizer.max_nonfinite_steps:
-            raise DetrkitError(
+            raise NonFiniteError(
                 f"the last {self._nonfinite_steps} steps were not finite ({self.skipped_steps[-1]}); the weights are those "
                 f"before them. Lower {arg('lr')}, or use {arg('precision', 'bfloat16')} instead of float16."
             )

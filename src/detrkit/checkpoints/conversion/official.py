@@ -42,6 +42,12 @@ def state_dict_as_official(model: DETR) -> dict[str, Tensor]:
 
     The inverse of `load_official_state_dict`.
 
+    Args:
+        model: of an architecture that has authors' code.
+
+    Returns:
+        Copies of the weights, by the authors' names.
+
     Raises:
         CheckpointError: an entry has no counterpart in their code.
     """

@@ -159,6 +159,9 @@ def examine(
             changed since; so a large dataset can be examined in several runs.
         progress: called with the number of images decoded and the total.
 
+    Returns:
+        The findings, most severe first, and the number of objects of each class.
+
     Raises:
         DatasetError: the data cannot be read at all.
         ConfigError: a number is out of range.

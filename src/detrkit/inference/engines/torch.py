@@ -20,6 +20,7 @@ from detrkit.inference.options import PRECISIONS, Precision
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference, fused_weights
 from detrkit.models.inference_copy import inference_copy
+from detrkit.models.packed_convolution import pack_convolutions
 from detrkit.ops.boxes import cxcywh_to_xyxy, elementwise_iou
 from detrkit.ops.compiling import compile_dynamic
 from detrkit.structures import Batch, Predictions
@@ -124,11 +125,11 @@ class TorchEngine:
         images = on_device.images.contiguous(memory_format=torch.channels_last)
         precision = self.precision  # of this call: another thread may decide on it meanwhile
         if precision != "auto":
-            return self._run(images, padding_mask, precision == "bfloat16")
-        exact = self._run(images, padding_mask, False)
+            return self._run(images, padding_mask, precision)
+        exact = self._run(images, padding_mask, "auto")
         if not (exact.probabilities >= _MIN_SCORE).any():
             return exact  # no detections to compare
-        reduced = self._run(images, padding_mask, True)
+        reduced = self._run(images, padding_mask, "bfloat16")
         is_same = same_detections(exact, reduced)
         with self._lock:
             if not is_same:
@@ -153,24 +154,33 @@ class TorchEngine:
     @property
     def fused_model(self) -> DETR:
         """The model with fused batch norms, compiled if requested; it follows the weights of `model`."""
+        return self._fused_for(self.precision)
+
+    def _fused_for(self, precision: Precision) -> DETR:
+        # while the precision is not decided, the same model computes both
+        is_packed = self.device.type == "cpu" and precision == "float32" and not self.compile_model
         state, fused = _ModelState.of(self.model), self._fused
-        if fused is not None and fused.state == state:
+        if fused is not None and (fused.is_packed, fused.state) == (is_packed, state):
             return fused.model
         with self._lock:
-            if self._fused is None or self._fused.state != state:
+            fused = self._fused
+            if fused is None or (fused.is_packed, fused.state) != (is_packed, state):
                 model = fuse_for_inference(self.model)
                 model.padding_invariant = self.padding_invariant
+                if is_packed:
+                    pack_convolutions(model)
                 if self.compile_model:
                     model = cast(DETR, compile_dynamic(model, self.device))
-                self._fused = _FusedModel(state, model)
-            return self._fused.model
+                self._fused = fused = _FusedModel(state, is_packed, model)
+            return fused.model
 
     def _run(
-        self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, in_bfloat16: bool
+        self, images: Float[Tensor, "B C H W"], padding_mask: Bool[Tensor, "B H W"] | None, precision: Precision
     ) -> Predictions:
         # without the cache, which would keep inference tensors for a training step in the caller's autocast region
+        in_bfloat16 = precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=in_bfloat16, cache_enabled=False):
-            return self.fused_model(images, padding_mask)
+            return self._fused_for(precision)(images, padding_mask)
 
 
 @dataclass(frozen=True)
@@ -221,6 +231,7 @@ class _FusedModel:
     """A fused model, and the state of the model that it was made of."""
 
     state: _ModelState
+    is_packed: bool
     model: DETR
 
 

@@ -122,7 +122,7 @@ class TwoStageQueries(EncoderQueries):
     weight: nn.Parameter | None
 
     def __init__(self, num_queries: int, width: int, num_classes: int, *, content_from_memory: bool = False) -> None:
-        # as published, proposals start at their anchors; detrkit's presets learn faster without (benchmarks/RESULTS.md)
+        # as published, proposals start at their anchors; detrkit's presets learn faster without (docs/decisions, 9)
         super().__init__(num_queries, width, num_classes, partial(BoxHead, zero_init=not content_from_memory))
         self.query_projection = nn.Linear(2 * width, 2 * width)
         self.query_norm = nn.LayerNorm(2 * width)
