@@ -32,8 +32,13 @@ PRESET_OF_FILE = {
     "rf-detr-base-2.pth": "rfdetr-base",
     "rf-detr-large-2026.pth": "rfdetr-large",
     "rf-detr-large.pth": "rfdetr-large-deprecated",
+    **{
+        f"rf-detr-seg-{size}.pt": f"rfdetr-seg-{size}"
+        for size in ("nano", "small", "medium", "large", "xlarge", "preview")
+    },
+    "rf-detr-seg-xxlarge.pt": "rfdetr-seg-2xlarge",
 }
-FAST = ("LWDETR_tiny_60e_coco.pth", "rf-detr-nano.pth")
+FAST = ("LWDETR_tiny_60e_coco.pth", "rf-detr-nano.pth", "rf-detr-seg-nano.pt")
 
 
 @pytest.mark.parametrize("file", slow_except(FAST, PRESET_OF_FILE))

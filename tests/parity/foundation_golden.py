@@ -24,6 +24,8 @@ PRESET_OF_FILE = {
     "rfdetr_base": ("rfdetr-base", "rf-detr-base.pth"),
     "rfdetr_large": ("rfdetr-large", "rf-detr-large-2026.pth"),
     "rfdetr_large_deprecated": ("rfdetr-large-deprecated", "rf-detr-large.pth"),
+    "rfdetr_seg_nano": ("rfdetr-seg-nano", "rf-detr-seg-nano.pt"),
+    "rfdetr_seg_small": ("rfdetr-seg-small", "rf-detr-seg-small.pt"),
 }
 GROUPS = 13
 TABLES = ("refpoint_embed.weight", "query_feat.weight")  # a row for every query of every group

@@ -59,7 +59,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         "encoder_layers": _count(state, "encoder.layers"),
         "decoder_layers": _count(state, "decoder.layers"),
         "pre_norm": "encoder.norm.weight" in state,
-        "mask_head": "mask_head.output.weight" in state,
+        "mask_head": any(name.startswith("mask_head.") for name in state),
         "position_embedding": "sine" if table is None else "learned",
         "max_position_embeddings": 50 if table is None else table.shape[0],
         "backbone": backbone,

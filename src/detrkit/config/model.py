@@ -263,7 +263,11 @@ class ModelConfig(BaseModel):
     max_detections: int = Field(
         100, ge=1, le=100_000, description="detections per image with sigmoid scores: best pairs of query and class"
     )
-    mask_head: bool = Field(False, description="predict a mask for every query")
+    mask_head: bool = Field(
+        False,
+        description="predict a mask for every query: from its attention to the memory (DETR); of mixed queries, as a product "
+        "with the features of cells (RF-DETR)",
+    )
 
     @property
     def has_published_backbone(self) -> bool:
@@ -337,6 +341,11 @@ class ModelConfig(BaseModel):
     def num_backbone_levels(self) -> int:
         """Number of feature maps that are taken from the backbone; of a ViT, of those that are computed from them."""
         return 1 if self.fusion_block == "lite" else min(self.num_feature_levels, _MAX_BACKBONE_LEVELS)
+
+    @property
+    def has_panoptic_head(self) -> bool:
+        """True if masks are computed from attention maps and the backbone's feature maps, as in DETR."""
+        return self.mask_head and self.queries != "mixed"
 
     @property
     def is_deformable(self) -> bool:

@@ -99,7 +99,7 @@ def _size_rules(model: ModelConfig) -> Rules:
             f"{width} must be 64, 96, 128 and so on: the feature maps of multi-scale models are normalised in 32 groups.",
         ),
         (
-            model.mask_head and bool(model.hidden_dim % mask_width or model.num_heads % 8),
+            model.has_panoptic_head and bool(model.hidden_dim % mask_width or model.num_heads % 8),
             f"{arg('mask_head', True)} needs {arg('hidden_dim')} to be a multiple of {mask_width} and "
             f"{arg('num_heads')} of 8 with this backbone, found {model.hidden_dim} and {model.num_heads}.",
         ),
@@ -204,9 +204,13 @@ def _vit_rules(model: ModelConfig) -> Rules:
             f"encodings, found {arg('encoder_layers', model.encoder_layers)} and {arg('decoder', model.decoder)}.",
         ),
         (
-            model.is_vit and (model.dilation or model.mask_head or model.is_hybrid),
-            f"{backbone} does not work with {arg('dilation')}, {arg('mask_head')} and {arg('encoder', 'hybrid')}. Leave "
-            "them out.",
+            model.is_vit and (model.dilation or model.is_hybrid),
+            f"{backbone} does not work with {arg('dilation')} and {arg('encoder', 'hybrid')}. Leave them out.",
+        ),
+        (
+            model.is_vit and model.has_panoptic_head,
+            f"{backbone} needs {arg('queries', 'mixed')} to predict masks: it has one feature map. Leave out "
+            f"{arg('mask_head')}.",
         ),
         (
             model.is_vit and model.num_feature_levels > 1 and model.patch_size % 2 == 1,

@@ -30,6 +30,7 @@ from detrkit.models.encoders.deformable import DeformableEncoderLayer
 from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.encoders.transformer import EncoderLayer, TransformerEncoder
 from detrkit.models.heads.detection import BoxHead, ClassHead, DetectionHeads
+from detrkit.models.heads.dot_product import DotProductMaskHead
 from detrkit.models.heads.fine_grained import DistanceBins, FineGrainedHeads, QualityHead
 from detrkit.models.heads.panoptic import PanopticHead
 from detrkit.models.heads.relative_boxes import RelativeBoxHeads
@@ -310,7 +311,9 @@ def _heads(config: ModelConfig) -> DetectionHeads:
     return build(class_heads, box_heads, config.class_scores, config.detections_per_image)
 
 
-def _mask_head(config: ModelConfig, backbone: Backbone) -> PanopticHead:
+def _mask_head(config: ModelConfig, backbone: Backbone) -> PanopticHead | DotProductMaskHead:
+    if config.queries == "mixed":
+        return DotProductMaskHead(config.hidden_dim, config.decoder_layers)
     level = config.num_backbone_levels - 1
     return PanopticHead(config.hidden_dim, config.num_heads, backbone.channels[-2::-1], level)
 

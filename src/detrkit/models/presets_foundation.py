@@ -1,4 +1,4 @@
-"""Presets of LW-DETR and RF-DETR: detectors with a plain ViT. Importing this module does not import torch."""
+"""Presets of LW-DETR and RF-DETR: detectors with a plain ViT, and RF-DETR's instance segmentation. Importing this module does not import torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +56,16 @@ _RFDETR: dict[str, dict[str, Any]] = {
     "large": {**_RFDETR_LAYERS, "position_grid": 44, "decoder_layers": 4},
     "large-deprecated": {**_RFDETR_BASE, **_WIDE, "backbone": "dinov2-base"},
 }
+# instance segmentation: side of the position table, decoder layers, queries
+_RFDETR_SEG: dict[str, tuple[int, int, int]] = {
+    "nano": (26, 4, 100),
+    "small": (32, 4, 100),
+    "medium": (36, 5, 200),
+    "large": (42, 5, 200),
+    "xlarge": (52, 6, 300),
+    "2xlarge": (64, 6, 300),
+    "preview": (36, 4, 200),
+}
 _OBJECTS365_CLASSES = 366  # labels 1 to 365; the first row is unused
 
 
@@ -67,8 +77,24 @@ def _rfdetr(size: str) -> ModelConfig:
     return ModelConfig(**{**_COMMON, "backbone": "dinov2-small", "projector_norm": "layer", **_RFDETR[size]})
 
 
+def _rfdetr_seg(size: str) -> ModelConfig:
+    grid, layers, queries = _RFDETR_SEG[size]
+    changes = {
+        **_RFDETR_LAYERS,
+        "mask_head": True,
+        "patch_size": 12,
+        "num_windows": 1 if size == "nano" else 2,
+        "position_grid": grid,
+        "decoder_layers": layers,
+        "num_queries": queries,
+        "max_detections": queries,
+    }
+    return ModelConfig(**{**_COMMON, "backbone": "dinov2-small", "projector_norm": "layer", **changes})
+
+
 FOUNDATION_PRESETS: Mapping[str, ModelConfig] = {
     **{f"lwdetr-{size}": _lwdetr(size) for size in _LWDETR},
     **{f"lwdetr-{size}-obj365": _lwdetr(size, num_classes=_OBJECTS365_CLASSES) for size in _LWDETR},
     **{f"rfdetr-{size}": _rfdetr(size) for size in _RFDETR},
+    **{f"rfdetr-seg-{size}": _rfdetr_seg(size) for size in _RFDETR_SEG},
 }

@@ -17,6 +17,7 @@ from detrkit.structures.predictions import (
     ComputedMasks,
     EdgeDistributions,
     EncoderProposals,
+    LayerMaskSource,
     MaskSource,
     Predictions,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "EdgeDistributions",
     "EncoderProposals",
     "LowResMasks",
+    "LayerMaskSource",
     "MaskSource",
     "Normalization",
     "PanopticSegment",

@@ -30,6 +30,7 @@ Architecture = Literal[
     "lwdetr",
     "rfdetr",
 ]
+WITH_MASKS: Collection[Architecture] = ("detr", "rfdetr")  # published with a mask head
 
 
 def _query_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detrkit._internal.files import make_folder, write_tensors, write_text
 from detrkit.checkpoints.conversion import table_transformer_huggingface
-from detrkit.checkpoints.conversion.architectures import architecture_of_config
+from detrkit.checkpoints.conversion.architectures import Architecture, architecture_of_config
 from detrkit.checkpoints.conversion.detr_huggingface import resnet_config_fields
 from detrkit.checkpoints.conversion.labels import read_categories
 from detrkit.checkpoints.conversion.preprocessor import preprocessor_settings, read_preprocessing
@@ -21,6 +21,7 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, default_prepro
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, arg, short
+from detrkit.models.heads.dot_product import MASK_STRIDE
 
 _REALTIME_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("rtdetr", "rtdetrv2", "dfine", "deimv2"))
 _REALTIME_SETTINGS = {
@@ -48,7 +49,10 @@ _FOUNDATION_SETTINGS = {
     "hidden_expansion": 0.5,
     "c2f_num_blocks": 3,
     "batch_norm_eps": 1e-5,
+    "mask_downsample_ratio": MASK_STRIDE,
+    "segmentation_head_activation_function": "gelu",
 }
+_MASK_MODEL_CLASSES: dict[Architecture | None, str] = {"detr": "DetrForSegmentation", "rfdetr": "RfDetrForInstanceSegmentation"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ def transformers_classes(config: ModelConfig) -> tuple[str, str]:
         CheckpointError: Hugging Face has no such architecture.
     """
     conversion = _conversion_for(config)
-    return "DetrForSegmentation" if config.mask_head else conversion.MODEL_CLASS, conversion.IMAGE_PROCESSOR
+    name = _MASK_MODEL_CLASSES[architecture_of_config(config)] if config.mask_head else conversion.MODEL_CLASS
+    return name, conversion.IMAGE_PROCESSOR
 
 
 def fits_transformers(config: ModelConfig) -> bool:
@@ -167,7 +172,7 @@ def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
     architecture = architecture_of_config(config)
     if architecture == "detr" and config.pre_norm and not config.mask_head:
         return table_transformer_huggingface
-    if architecture is None or (config.mask_head and architecture != "detr"):
+    if architecture is None or (config.mask_head and architecture not in _MASK_MODEL_CLASSES):
         part = "combination of attention, queries and heads" if architecture is None else "mask head"
         raise CheckpointError(
             f"the model's {part} is not supported by Hugging Face's architectures; use {arg('to', 'detrkit')}, which "

@@ -17,9 +17,10 @@ from detrkit.checkpoints.conversion.lwdetr_huggingface import (
     common_fields_from_config,
 )
 from detrkit.checkpoints.conversion.lwdetr_official import projector_rules
-from detrkit.checkpoints.conversion.rfdetr_official import dinov2_rules, split_dinov2_tables
+from detrkit.checkpoints.conversion.rfdetr_official import dinov2_rules, mask_rules, split_dinov2_tables
 from detrkit.config.model import ModelConfig
 from detrkit.models.backbones.vit import VARIANTS
+from detrkit.models.heads.dot_product import MASK_STRIDE, QUERY_EXPANSION
 
 MODEL_TYPE = "rf_detr"
 MODEL_CLASS = "RfDetrForObjectDetection"
@@ -37,20 +38,31 @@ _LIVE_RULES: list[Rule] = [
         conv_norm=CONV_NORM,
     ),
     *TRANSFORMER_RULES,
+    *mask_rules(
+        [f"blocks.{{n}}.{name}." for name in ("depthwise_conv", "layernorm", "pointwise_conv")],
+        "spatial_features_proj.",
+        [f"query_features_block.{name}." for name in ("norm", "mlp.fc1", "mlp.fc2")],
+        "query_features_proj.",
+        "segmentation_bias",
+    ),
 ]
+_DETECTOR = "model."  # of live models with masks, which hold a detector
 _EPS = 1e-6  # of the projector's norms, as published; the default of transformers is another
 computed_entries = detr_huggingface.computed_entries
 
 
 def matches(names: Collection[str]) -> bool:
     """Return whether entries are those of Hugging Face's RF-DETR, of a file or a live model."""
-    return f"{_BACKBONE}embeddings.cls_token" in names or rfdetr_official.matches(names)
+    marker = f"{_BACKBONE}embeddings.cls_token"
+    return marker in names or _DETECTOR + marker in names or rfdetr_official.matches(names)
 
 
 def to_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename Hugging Face's entries to detrkit's."""
     if rfdetr_official.matches(state):
         return rfdetr_official.to_detrkit(state)
+    if f"{_DETECTOR}{_BACKBONE}embeddings.cls_token" in state:
+        state = {name.removeprefix(_DETECTOR): tensor for name, tensor in state.items()}
     return split_dinov2_tables(rename_to_detrkit(state, _LIVE_RULES))
 
 
@@ -81,6 +93,8 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
         **common_config_fields(config),
         "layer_norm_eps": _EPS,
         "num_feature_levels": 1,
+        "mask_downsample_ratio": MASK_STRIDE,
+        "intermediate_size": QUERY_EXPANSION * config.hidden_dim,
         "backbone_config": {
             "model_type": "rf_detr_dinov2",
             "hidden_size": variant.width,

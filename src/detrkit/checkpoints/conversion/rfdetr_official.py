@@ -1,6 +1,6 @@
 """RF-DETR in the official format (roboflow/rf-detr): entry names; the rules but those of the backbone are LW-DETR's."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from detrkit.checkpoints.conversion.key_mapping import (
 )
 from detrkit.checkpoints.conversion.lwdetr_official import PREFIX, PROJECTOR_RULES, TRANSFORMER_RULES
 from detrkit.config.model import ModelConfig
+from detrkit.errors import CheckpointError
+from detrkit.models.heads.dot_product import MASK_STRIDE
 
 _ENCODER = f"{PREFIX}encoder.encoder."
 _EMBEDDINGS = "embeddings."
@@ -57,17 +59,59 @@ _ATTENTION = {
     "value": "attention.value",
     "output": "output.dense",
 }
+def mask_rules(
+    blocks: Sequence[str], projection: str, queries: Sequence[str], query_projection: str, bias: str
+) -> list[Rule]:
+    """Return rules for the mask head.
+
+    Args:
+        blocks: names in the other format of the convolution, norm and projection of its blocks.
+        projection: name there of the projection of cells.
+        queries: names there of the norm and of the two layers of the network of queries.
+        query_projection: name there of their projection.
+        bias: name there of the bias of all masks.
+    """
+    own_blocks = ("convolution.", "norm.", "projection.")
+    own_queries = ("norm.", "mlp.0.", "mlp.2.")
+    return [
+        *((f"mask_head.blocks.{{n}}.{own}", other) for own, other in zip(own_blocks, blocks, strict=True)),
+        ("mask_head.feature_projection.", projection),
+        *((f"mask_head.query_block.{own}", other) for own, other in zip(own_queries, queries, strict=True)),
+        ("mask_head.query_block.projection.", query_projection),
+        ("mask_head.bias", bias),
+    ]
+
+
+_MASKS = "segmentation_head."
+_QUERY_BLOCK = f"{_MASKS}query_features_block."
 _RULES: list[Rule] = [
     *dinov2_rules(_ENCODER, _ATTENTION),
     *PROJECTOR_RULES,
     *TRANSFORMER_RULES,
+    *mask_rules(
+        [f"{_MASKS}blocks.{{n}}.{name}." for name in ("dwconv", "norm", "pwconv1")],
+        f"{_MASKS}spatial_features_proj.",
+        [f"{_QUERY_BLOCK}{name}." for name in ("norm_in", "layers.0", "layers.2")],
+        f"{_MASKS}query_features_proj.",
+        f"{_MASKS}bias",
+    ),
 ]
 fields_from_state, computed_entries = lwdetr_official.fields_from_state, lwdetr_official.computed_entries
 
 
 def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of `ModelConfig` that training arguments hold and the weights do not show."""
+    """Return the fields of `ModelConfig` that training arguments hold and the weights do not show.
+
+    Raises:
+        CheckpointError: masks have another resolution.
+    """
     fields = lwdetr_official.common_fields(args)
+    stride = args.get("mask_downsample_ratio", MASK_STRIDE)
+    if args.get("segmentation_head") and stride != MASK_STRIDE:
+        raise CheckpointError(
+            f"checkpoint: its masks have a value per {stride} x {stride} pixels, expected {MASK_STRIDE} x {MASK_STRIDE}; "
+            "train it with the published ones"
+        )
     if (windows := args.get("num_windows")) is not None:
         fields["num_windows"] = windows
     after, windowed = args.get("out_feature_indexes") or [-1], args.get("window_block_indexes")
@@ -85,6 +129,8 @@ def args_from_config(config: ModelConfig) -> dict[str, Any]:
         **lwdetr_official.common_args(config),
         "num_windows": config.num_windows,
         "out_feature_indexes": list(config.out_layers),
+        "segmentation_head": config.mask_head,
+        "mask_downsample_ratio": MASK_STRIDE,
     }
 
 

@@ -61,7 +61,9 @@ class ProposalGroup(EncoderQueries):
         rows = deltas.float().expand(boxes.shape[0], -1, -1)
         reference = torch.where(missing, rows, move_boxes(boxes.detach(), rows))
         tokens = content.to(projected.dtype).expand(boxes.shape[0], -1, -1)
-        proposals = EncoderProposals(own_logits, boxes, class_agnostic=False, cells=selected.cells)
+        proposals = EncoderProposals(
+            own_logits, boxes, class_agnostic=False, cells=selected.cells, states=selected.memory
+        )
         return _Group(tokens, reference, proposals)
 
 
