@@ -48,6 +48,16 @@ class MaskSource(Protocol):
 class LayerMaskSource(MaskSource, Protocol):
     """Also computes masks after earlier layers, and of all queries at points, for losses and matching at points."""
 
+    @property
+    def num_layers(self) -> int:
+        """Number of layers T."""
+        ...
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries Q."""
+        ...
+
     def layer_masks_of(self, layer: int, queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P h w"]:
         """Compute the mask logits of some queries after one of T layers; the arguments are those of `masks_of`."""
         ...

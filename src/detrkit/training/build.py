@@ -120,10 +120,11 @@ def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterio
         mask_loss_coef=loss.mask_loss_coef,
         dice_loss_coef=loss.dice_loss_coef,
         eos_coef=loss.eos_coef,
-        matcher=HungarianMatcher(*costs, classification),
+        matcher=HungarianMatcher(*costs, classification, loss.mask_loss_coef, loss.dice_loss_coef),
         padding_invariant=settings.padding_invariant,
         masks_only=settings.optimizer.trains_masks_only(model),
         classification=classification,
+        mask_points=model.mask_head and not model.has_panoptic_head,
     )
 
 

@@ -102,6 +102,7 @@ def common_settings(preset: str, model: ModelConfig, given: TrainingConfig) -> D
         "offset_lr_factor": (1.0, ""),
         "cls_loss": ("ia_bce", "scores follow the IoU of the box (IA-BCE), as published"),
         "cls_loss_coef": (1.0, ""),
+        **({"mask_loss_coef": (5.0, _PUBLISHED), "dice_loss_coef": (5.0, _PUBLISHED)} if model.mask_head else {}),
         "multi_scale": (1, "sizes of multiples of patches x windows, as published"),
     }
 

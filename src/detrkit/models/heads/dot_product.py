@@ -37,6 +37,16 @@ class DotProductMasks:
     bias: Float[Tensor, "1"]
 
     @property
+    def num_layers(self) -> int:
+        """Number of layers T."""
+        return len(self.features)
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries Q."""
+        return self.queries.shape[2]
+
+    @property
     def mask_size(self) -> tuple[int, int]:
         """Height and width of the masks."""
         return self.features[0].shape[-2], self.features[0].shape[-1]
