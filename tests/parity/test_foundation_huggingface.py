@@ -19,6 +19,7 @@ transformers = pytest.importorskip("transformers")
 # transformers swaps rows and columns of RF-DETR's windows, so that only square images can be compared
 SIZES = {"rfdetr-nano": ((320, 320), (384, 384)), "rfdetr-base": ((280, 280), (336, 336))}
 SIZES |= {"lwdetr-tiny": ((320, 384), (256, 256)), "lwdetr-large": ((192, 256), (256, 256))}
+SIZES |= {"rfdetr-seg-nano": ((192, 240), (240, 240)), "rfdetr-seg-small": ((192, 192), (240, 240))}
 
 
 def draw_image(size: tuple[int, int]) -> torch.Tensor:
@@ -39,6 +40,8 @@ def randomize(model: torch.nn.Module) -> None:
                 tensor.add_(0.1 * torch.randn_like(tensor))
             else:
                 gain = 0.25 if "box_head" in name or "cross_attention" in name else 1.0
+                if name.startswith("mask_head.query_block.projection"):
+                    gain = 1 / 16  # logits of masks are products over the whole width
                 fan_in = tensor.shape[-1] if tensor.ndim == 3 else tensor[0].numel()
                 tensor.normal_(0, gain * fan_in**-0.5)
 
@@ -57,6 +60,8 @@ def compare(model: DETR, other: Any, size: tuple[int, int]) -> None:
         own, reference = model(images), other(images)
     torch.testing.assert_close(own.class_logits, reference.logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(own.boxes, reference.pred_boxes, rtol=0, atol=1e-4)
+    if model.config.mask_head:
+        torch.testing.assert_close(own.masks, reference.pred_masks, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("preset", SIZES)
@@ -67,7 +72,8 @@ def test_written_folders_are_read_by_transformers_and_back(preset: str, tmp_path
     write_huggingface_folder(
         written, Checkpoint(model.state_dict(), model.config, default_categories(91), preprocessing)
     )
-    other = transformers.AutoModelForObjectDetection.from_pretrained(written).eval()
+    kind = "RfDetrForInstanceSegmentation" if model.config.mask_head else "AutoModelForObjectDetection"
+    other = getattr(transformers, kind).from_pretrained(written).eval()
     for size in SIZES[preset]:
         compare(model, other, size)
     read = load_checkpoint(written)
