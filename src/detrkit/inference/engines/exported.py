@@ -61,7 +61,7 @@ class ExportedEngine:
             CheckpointError: the outputs do not match the metadata.
             ConfigError, DatasetError: see `check_size`.
         """
-        if self.config.mask_head and self.metadata.preprocessing.padding_invariant and batch.is_padded:
+        if self.config.mask_head and self._is_padding_invariant and batch.is_padded:
             return _concatenate([self.predict(image) for image in batch.one_by_one()])
         self.check_size((batch.images.shape[-2], batch.images.shape[-1]))
         images, padding_mask = pad_to_min_side(batch.images, batch.padding_mask, self.metadata.min_side)
@@ -82,12 +82,15 @@ class ExportedEngine:
         """
         check_image_size(size, self.config.size_divisor)
         min_side = self.metadata.min_side
-        is_invariant = self.config.supports_padding_invariance and self.metadata.preprocessing.padding_invariant
-        if min(size) < min_side and not is_invariant:
+        if min(size) < min_side and not self._is_padding_invariant:
             raise DatasetError(
                 f"image: resized to {size[1]} x {size[0]} px, expected at least {min_side} px per side for {self.source}, "
                 "which is not padding invariant; predict it with the checkpoint"
             )
+
+    @property
+    def _is_padding_invariant(self) -> bool:
+        return self.config.supports_padding_invariance and self.metadata.preprocessing.padding_invariant
 
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
         classes = self.config.num_classes

@@ -187,7 +187,12 @@ class DotProductMaskHead(nn.Module):
             cells = checkpointed(block, self.activation_checkpointing, cells)
             if index in layers:
                 features.append(self.feature_projection(cells))
-        return DotProductMasks(tuple(features), self.query_block(states), self.bias)
+        return DotProductMasks(tuple(features), self.query_block(states), self._bias)
+
+    @property
+    def _bias(self) -> Float[Tensor, "1"]:
+        """The bias, without gradient if masks are computed without, whatever the mode in which they are asked for."""
+        return self.bias if torch.is_grad_enabled() else self.bias.detach()
 
     def _with_masks(
         self, predictions: Predictions, masks: DotProductMasks, coarse: Float[Tensor, "B D h w"] | None
@@ -201,5 +206,5 @@ class DotProductMaskHead(nn.Module):
         self, proposals: EncoderProposals, coarse: Float[Tensor, "B D h w"]
     ) -> EncoderProposals:
         assert proposals.states is not None, "mixed queries keep the memory of their cells"
-        masks = DotProductMasks((coarse,), self.query_block(proposals.states)[None], self.bias)
+        masks = DotProductMasks((coarse,), self.query_block(proposals.states)[None], self._bias)
         return replace(proposals, mask_source=masks)
