@@ -68,7 +68,7 @@ def small(preset: str, **changes: object) -> DETR:
     )
 
 
-@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-nano"])
+@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-seg-nano"])
 def test_weights_survive_the_authors_names_to_the_bit(preset: str) -> None:
     model, other = small(preset), small(preset)
     official = state_dict_as_official(model)
@@ -117,7 +117,7 @@ def test_windows_that_the_code_of_lwdetr_lacks_are_refused(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("preset", "format"),
-    [("lwdetr-tiny", "official"), ("lwdetr-tiny", "huggingface"), ("rfdetr-nano", "huggingface")],
+    [("lwdetr-tiny", "official"), ("lwdetr-tiny", "huggingface"), ("rfdetr-seg-nano", "huggingface")],
 )
 def test_converted_files_predict_the_same_after_the_way_back(
     preset: str, format: CheckpointFormat, tmp_path: Path
@@ -143,8 +143,22 @@ def test_models_under_other_licences_are_refused_by_name_and_by_their_weights(tm
         load_checkpoint(file)
 
 
+def test_masks_that_others_do_not_have_are_refused(tmp_path: Path) -> None:
+    model = small_vit("lwdetr-tiny", num_windows=4, mask_head=True)
+    checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, default_preprocessing(model.config))
+    with pytest.raises(CheckpointError, match="masks is not a published architecture; use to='detrkit'"):
+        write_official_file(tmp_path / "best.pth", checkpoint)
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+    assert load_checkpoint(tmp_path / "a.safetensors").config == model.config
+    state = state_dict_as_official(small_vit("rfdetr-seg-nano"))
+    with pytest.raises(CheckpointError, match="its masks have a value per 8 x 8 pixels, expected 4 x 4"):
+        read_official(state, {"segmentation_head": True, "mask_downsample_ratio": 8})
+
+
 def test_published_sizes_are_those_of_the_position_table() -> None:
     expected = {"rfdetr-nano": 384, "rfdetr-small": 512, "rfdetr-medium": 576, "rfdetr-base": 560, "rfdetr-large": 704}
+    expected |= {"rfdetr-seg-nano": 312, "rfdetr-seg-small": 384, "rfdetr-seg-medium": 432, "rfdetr-seg-large": 504}
+    expected |= {"rfdetr-seg-xlarge": 624, "rfdetr-seg-2xlarge": 768, "rfdetr-seg-preview": 432}
     for preset, side in {**expected, "lwdetr-tiny": 640, "lwdetr-xlarge": 640}.items():
         config: ModelConfig = PRESETS[preset]
         assert default_preprocessing(config).size == (side, side)

@@ -23,7 +23,7 @@ from detrkit.explain.masks import MAX_MASK_SIDE, Masks, masks_for, pack_masks, p
 from detrkit.explain.packing import BinaryBlock
 from detrkit.explain.page import build_page, read_parts
 from detrkit.models.attention.recording import record_attention
-from detrkit.structures import Annotations, PanopticSegments
+from detrkit.structures import Annotations, ComputedMasks, PanopticSegments
 from tests.detectors import NAMES, small_detector
 from tests.explain.test_page import OpenedPage, browser
 from tests.rounding import assert_equal_up_to_rounding

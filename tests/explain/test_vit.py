@@ -63,6 +63,25 @@ def test_cells_attend_within_their_window_and_to_its_class_token() -> None:
         attention.inputs("encoder", 2)
 
 
+def test_page_shows_masks_of_queries() -> None:
+    detector = Detector.from_model(
+        small_vit("rfdetr-seg-nano").eval(), Categories((1, 2, 5), ("a", "b", "c")), image_size=64
+    )
+    explanation = explain_sample(detector, SyntheticShapes(1, 5, SyntheticStyle(size=80))[0], threshold=0)
+    assert explanation.masks is not None
+    assert explanation.masks.cell_size == (4.0, 4.0)
+    probabilities = explanation.masks.probabilities([0, 3])
+    assert probabilities.shape == (2, 16, 16)
+    masks = explanation.attention.predictions.masks
+    assert masks is not None
+    torch.testing.assert_close(probabilities, masks[0, [0, 3]].sigmoid(), rtol=0, atol=1e-5)
+    (stage,) = (one for one in explanation.stages if one.part == "mask_head")
+    assert "4 x 4 pixels" in stage.description
+    assert stage.file == "models/heads/dot_product.py"
+    document = json.loads(json.dumps(page_document(explanation).document))
+    assert document["masks"]["bytes"]["shape"][1:] == [16, 16]
+
+
 def test_page_has_the_maps_of_every_block_and_head_of_models_with_several_feature_maps() -> None:
     model = small_vit("lwdetr-large", hidden_dim=96, num_heads=12, cross_attention_heads=24, backbone="vit-tiny")
     detector = Detector.from_model(model.eval(), Categories((1, 2, 5), ("a", "b", "c")), image_size=96)

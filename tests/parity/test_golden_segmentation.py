@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from detrkit.checkpoints.conversion.official import official_from_detrkit
 from detrkit.config.training import LossConfig, TrainingConfig
 from detrkit.losses import criterion as criterion_module
 from detrkit.losses import point_masks
@@ -118,7 +117,12 @@ def test_masks_of_all_layers_and_the_encoder_equal_those_of_the_authors(name: st
 def _check_detections(predictions: Predictions, images: Tensor, golden: Any) -> None:
     """Compare masks of the original size; a pixel whose logit is next to 0 may differ."""
     batch = Batch(
-        images, torch.zeros(2, *images.shape[2:], dtype=torch.bool), [], [0, 1], [(images.shape[2], images.shape[3])] * 2, list(SIZES)
+        images,
+        torch.zeros(2, *images.shape[2:], dtype=torch.bool),
+        [],
+        [0, 1],
+        [(images.shape[2], images.shape[3])] * 2,
+        list(SIZES),
     )
     names = [str(label) for label in range(91)]
     detections = to_detections(predictions, SIZES, range(91), names, 0.0)

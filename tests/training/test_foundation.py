@@ -46,13 +46,14 @@ def assert_equal_gradients(actual: dict[str, Tensor], expected: dict[str, Tensor
         torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name)
 
 
-@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-nano"])
+@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-seg-nano"])
 @pytest.mark.parametrize("has_objects", [True, False])
 def test_every_trained_weight_gets_a_gradient(preset: str, has_objects: bool) -> None:
     """DistributedDataParallel waits for all of them."""
     train_step, batch = make_train_step(preset), photos(2)
     if not has_objects:
-        batch = replace(batch, targets=[Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))] * 2)
+        nothing = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 64, dtype=torch.bool))
+        batch = replace(batch, targets=[nothing] * 2)
     assert train_step.step([batch]).total.isfinite()
     trained = {name for name, one in train_step.model.named_parameters() if one.requires_grad}
     assert trained == gradients(train_step).keys()
@@ -77,7 +78,7 @@ def test_accumulated_batches_with_groups_equal_one_large_batch() -> None:
     assert_equal_gradients(gradients(apart), gradients(together))
 
 
-@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-nano"])
+@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-seg-nano"])
 def test_activation_checkpointing_changes_no_gradient(preset: str) -> None:
     found = []
     for enabled in (False, True):
@@ -127,11 +128,12 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-nano"])
+@pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-seg-nano"])
 def test_a_run_trains_all_groups_and_its_detector_predicts(preset: str, tmp_path: Path) -> None:
     data = write_coco(tmp_path / "data")
     result = detrkit.train(data, model=preset, output=tmp_path / "run", steps=2, batch_size=2, image_size=64, **SMALL)
     assert result.metrics
+    assert ("mask_ap" in result.metrics) == detrkit.build_model(preset, **SMALL).config.mask_head
     detector = detrkit.Detector.load(tmp_path / "run")
     assert detector.model.config.group_detr == 2
     detections = detector.predict(torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8), threshold=0.0)

@@ -265,8 +265,8 @@ class ModelConfig(BaseModel):
     )
     mask_head: bool = Field(
         False,
-        description="predict a mask for every query: from its attention to the memory (DETR); of mixed queries, as a product "
-        "with the features of cells (RF-DETR)",
+        description="predict a mask for every query: from its attention to the memory (DETR); of mixed queries, as a "
+        "product with the features of cells (RF-DETR)",
     )
 
     @property

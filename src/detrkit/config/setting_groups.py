@@ -219,8 +219,15 @@ class LossConfig(_Group):
     )
     bbox_loss_coef: float = Field(default=5.0, ge=0, description="weight of the L1 box loss and matching cost")
     giou_loss_coef: float = Field(default=2.0, ge=0, description="weight of the GIoU loss and matching cost")
-    mask_loss_coef: float = Field(default=1.0, ge=0, description="weight of the focal loss of masks")
-    dice_loss_coef: float = Field(default=1.0, ge=0, description="weight of the dice loss of masks")
+    mask_loss_coef: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of the focal loss of masks; of mixed queries (RF-DETR), of their binary cross-entropy at "
+        "points, and of that as a matching cost",
+    )
+    dice_loss_coef: float = Field(
+        default=1.0, ge=0, description="weight of the dice loss of masks; of mixed queries, also of this matching cost"
+    )
     eos_coef: float = Field(default=0.1, gt=0, description="weight of the no-object class in the cross-entropy")
     cls_loss: ClassLoss = Field(
         default="default",

@@ -138,7 +138,7 @@ def _unused_by_model(model: ModelConfig) -> _Unused:
         (
             not model.mask_head,
             ("mask_loss_coef", "dice_loss_coef"),
-            "this model predicts no masks. Leave it out, or choose a model that ends in -panoptic.",
+            "this model predicts no masks. Leave it out, or choose one that ends in -panoptic, or rfdetr-seg-nano.",
         ),
         (
             not model.is_deformable,

@@ -17,9 +17,18 @@ def describe_part(part: str, config: ModelConfig) -> str:
         "decoder": _decoder,
         "heads.class_head": _class_head,
         "heads.box_head": _box_head,
-        "mask_head": lambda _: "one mask per query, from its attention to the memory and the finer feature maps",
+        "mask_head": _mask_head,
     }
     return descriptions[part](config)
+
+
+def _mask_head(config: ModelConfig) -> str:
+    if config.has_panoptic_head:
+        return "one mask per query, from its attention to the memory and the finer feature maps"
+    return (
+        "one mask per query: its product with the features of every square of 4 x 4 pixels, which a block of convolutions "
+        "per decoder layer refines"
+    )
 
 
 def describe_outputs(config: ModelConfig) -> str:

@@ -243,7 +243,9 @@ class SetCriterion:
                     matched.proposals,
                     normalizers,
                 )
-                of_masks = self._point_losses(predictions.proposals.mask_source, targets, matched.proposals, normalizers)
+                of_masks = self._point_losses(
+                    predictions.proposals.mask_source, targets, matched.proposals, normalizers
+                )
                 losses |= {f"{name}_enc": values[0] for name, values in of_masks.items()}
         return losses, matches
 
@@ -387,9 +389,7 @@ class SetCriterion:
         """Cross-entropy is a weighted mean over queries; sigmoid losses are divided by the number of objects."""
         return normalizers.ce_normalizer if self.class_scores == "softmax" else normalizers.num_boxes
 
-    def _matching_points(
-        self, predictions: Predictions, targets: Sequence[Target]
-    ) -> Float[Tensor, "_ P 2"] | None:
+    def _matching_points(self, predictions: Predictions, targets: Sequence[Target]) -> Float[Tensor, "_ P 2"] | None:
         """Draw the points of every layer, and last of the proposals, that masks are matched at; None without masks."""
         source = predictions.mask_source
         if not self.mask_points or source is None or any(target.masks is None for target in targets):

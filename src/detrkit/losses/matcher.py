@@ -150,7 +150,8 @@ class HungarianMatcher:
         training step detects on all ranks alike.
         """
         costs = [
-            self.costs(one.layer_class_logits.float(), one.layer_boxes.float(), one.targets, one.masks) for one in inputs
+            self.costs(one.layer_class_logits.float(), one.layer_boxes.float(), one.targets, one.masks)
+            for one in inputs
         ]
         on_host = torch.cat([one.flatten() for one in costs]).cpu()
         if not on_host.isfinite().all():
@@ -172,7 +173,9 @@ class HungarianMatcher:
         if self.by_quality:
             return -match_qualities(layer_class_logits, layer_boxes, targets)
         costs = self.unweighted_costs(layer_class_logits, layer_boxes, targets)
-        of_boxes = self.cost_bbox * costs.distance + self.cost_class * costs.classification - self.cost_giou * costs.giou
+        of_boxes = (
+            self.cost_bbox * costs.distance + self.cost_class * costs.classification - self.cost_giou * costs.giou
+        )
         if masks is None:
             return of_boxes
         cross_entropy, dice = pairwise_mask_costs(masks)

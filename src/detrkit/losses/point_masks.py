@@ -1,4 +1,4 @@
-"""Mask losses and matching costs at random points (PointRend, arXiv:1912.08193; Mask2Former, arXiv:2112.01527, section 3.3).
+"""Mask losses and matching costs at random points (PointRend, arXiv:1912.08193; Mask2Former, arXiv:2112.01527, 3.3).
 
 Instead of all pixels, logits and masks are compared at a sixteenth as many points as a predicted mask has values: in the
 losses three quarters are those of least certainty among three times as many, in the matching all are uniformly distributed.
@@ -119,9 +119,7 @@ def _bilinear(logits: Float[Tensor, "P h w"], points: Float[Tensor, "P n 2"]) ->
     return F.grid_sample(logits[:, None], grid, padding_mode="border", align_corners=False)[:, 0, 0]
 
 
-def _pixels(
-    points: Float[Tensor, "*n 2"], padded: tuple[int, int]
-) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
+def _pixels(points: Float[Tensor, "*n 2"], padded: tuple[int, int]) -> tuple[Int64[Tensor, "*n"], Int64[Tensor, "*n"]]:
     """Return the row and column of the pixel at every point of a padded image."""
     columns, rows = (
         (points[..., axis] * side - 0.5).clamp(0, side - 1).round().long() for axis, side in enumerate(padded[::-1])

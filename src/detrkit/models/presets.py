@@ -155,8 +155,8 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
             "deformable-detr-r50", also with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage";
             "table-transformer-detection" and "table-transformer-structure-recognition"; "rtdetr-r18" to "rtdetr-r101",
             "rtdetrv2-s" to "-x", "dfine-n" to "-x", "deim-dfine-n" to "-x", "deim-rtdetrv2-s" to "-x", "rtdetrv4-s" to
-            "-x", "deimv2-atto", "-femto", "-pico" and "-n", "lwdetr-tiny" to "-xlarge", "rfdetr-nano" to "-large", and
-            others that `detrkit.list_models` lists.
+            "-x", "deimv2-atto", "-femto", "-pico" and "-n", "lwdetr-tiny" to "-xlarge", "rfdetr-nano" to "-large",
+            "rfdetr-seg-nano" to "-2xlarge", and others that `detrkit.list_models` lists.
         num_classes: number of classes K, without "no object". Default: the preset's (91, or 250 for panoptic, 2 and 6 for
             Table Transformer, 80 for RT-DETR and its descendants).
         overrides: fields of `ModelConfig` to change.

@@ -1,4 +1,4 @@
-"""Presets of LW-DETR and RF-DETR: detectors with a plain ViT, and RF-DETR's instance segmentation. Importing this module does not import torch."""
+"""Presets of LW-DETR, RF-DETR and its instance segmentation: a plain ViT. Importing this module does not import torch."""
 
 from collections.abc import Mapping
 from typing import Any

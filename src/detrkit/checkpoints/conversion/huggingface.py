@@ -52,7 +52,10 @@ _FOUNDATION_SETTINGS = {
     "mask_downsample_ratio": MASK_STRIDE,
     "segmentation_head_activation_function": "gelu",
 }
-_MASK_MODEL_CLASSES: dict[Architecture | None, str] = {"detr": "DetrForSegmentation", "rfdetr": "RfDetrForInstanceSegmentation"}
+_MASK_MODEL_CLASSES: dict[Architecture | None, str] = {
+    "detr": "DetrForSegmentation",
+    "rfdetr": "RfDetrForInstanceSegmentation",
+}
 
 
 @dataclass(frozen=True)

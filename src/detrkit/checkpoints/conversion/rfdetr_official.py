@@ -59,6 +59,8 @@ _ATTENTION = {
     "value": "attention.value",
     "output": "output.dense",
 }
+
+
 def mask_rules(
     blocks: Sequence[str], projection: str, queries: Sequence[str], query_projection: str, bias: str
 ) -> list[Rule]:

@@ -202,9 +202,7 @@ class DotProductMaskHead(nn.Module):
             proposals = self._with_proposal_masks(proposals, coarse)
         return replace(predictions, mask_source=masks, proposals=proposals)
 
-    def _with_proposal_masks(
-        self, proposals: EncoderProposals, coarse: Float[Tensor, "B D h w"]
-    ) -> EncoderProposals:
+    def _with_proposal_masks(self, proposals: EncoderProposals, coarse: Float[Tensor, "B D h w"]) -> EncoderProposals:
         assert proposals.states is not None, "mixed queries keep the memory of their cells"
         masks = DotProductMasks((coarse,), self.query_block(proposals.states)[None], self._bias)
         return replace(proposals, mask_source=masks)
