@@ -61,6 +61,8 @@ def test_presets_are_the_published_models_and_detrkits_own() -> None:
         f"lwdetr-{size}{data}" for size in ("tiny", "small", "medium", "large", "xlarge") for data in ("", "-obj365")
     }
     foundation |= {f"rfdetr-{size}" for size in ("nano", "small", "medium", "base", "large", "large-deprecated")}
+    sizes = ("nano", "small", "medium", "large", "xlarge", "2xlarge", "preview")
+    foundation |= {f"rfdetr-seg-{size}" for size in sizes}
     assert set(FOUNDATION_PRESETS) == foundation
     others = {*published, *panoptic, *successors, *deformable, *tables, *own}
     assert set(PRESETS) - set(REALTIME_PRESETS) - foundation == others

@@ -1,5 +1,6 @@
 """LW-DETR and RF-DETR are trained: all groups of queries, exact accumulation, resumed runs; the result predicts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> 
 @pytest.mark.parametrize("preset", ["lwdetr-tiny", "rfdetr-seg-nano"])
 def test_a_run_trains_all_groups_and_its_detector_predicts(preset: str, tmp_path: Path) -> None:
     data = write_coco(tmp_path / "data")
+    for file in (data / "annotations").iterdir():
+        document = json.loads(file.read_text())
+        for entry in document["annotations"]:
+            x, y, width, height = entry["bbox"]
+            entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        file.write_text(json.dumps(document))
     result = detrkit.train(data, model=preset, output=tmp_path / "run", steps=2, batch_size=2, image_size=64, **SMALL)
     assert result.metrics
     assert ("mask_ap" in result.metrics) == detrkit.build_model(preset, **SMALL).config.mask_head
