@@ -5,7 +5,7 @@
 Prediction: one image of the published size (640 x 640 pixels, or smaller), 80 classes, the same random weights everywhere:
 transformers in PyTorch, eager; detrkit eager, ONNX Runtime, OpenVINO in float32, bfloat16 and int8, calibrated on drawn
 images. All run in one process with the same number of threads and take turns, image by image; from the prepared image to
-class logits and boxes. DEIMv2 is that of transformers here, see `deimv2_huggingface`, and only its predictions are measured.
+class logits and boxes. DEIMv2 is that of transformers, see `deimv2_huggingface`, and only its predictions are measured.
 
 Training: seconds and peak memory per step (forward, denoising, losses of all layers, backward, clipping, AdamW) on a batch
 of 4 images (ViTs: 2) of the published size with 8 objects each. Each library has its own process; they take turns, step by

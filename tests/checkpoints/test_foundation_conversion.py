@@ -1,11 +1,13 @@
 """Official checkpoints of LW-DETR and RF-DETR: names, configurations, what files do not show."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from detrkit import build_model, load_official_state_dict, state_dict_as_official
+from detrkit.checkpoints.conversion import convert as convert_module
 from detrkit.checkpoints.conversion.convert import convert
 from detrkit.checkpoints.conversion.formats import CheckpointFormat
 from detrkit.checkpoints.conversion.official import official_from_detrkit, read_official, write_official_file
@@ -141,6 +143,21 @@ def test_models_under_other_licences_are_refused_by_name_and_by_their_weights(tm
     torch.save({"model": {name: torch.zeros(2, 2) for name in names}}, file)
     with pytest.raises(CheckpointError, match="is a DEIMv2 that is not included: its backbone derives from DINOv3"):
         load_checkpoint(file)
+
+
+def test_output_that_cannot_be_read_back_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_vit("rfdetr-nano", num_heads=2, cross_attention_heads=4)
+    checkpoint = Checkpoint(model.state_dict(), model.config, SHAPES, default_preprocessing(model.config))
+    save_checkpoint(tmp_path / "a.safetensors", checkpoint)
+
+    def differs(first: DETR, second: DETR) -> float:
+        raise CheckpointError("another model")
+
+    monkeypatch.setattr(convert_module, "max_difference", differs)
+    for name, format in (("b.pth", "official"), ("c.safetensors", "detrkit"), ("d", "huggingface")):
+        with pytest.raises(CheckpointError, match="another model"):
+            convert(tmp_path / "a.safetensors", tmp_path / name, cast(CheckpointFormat, format))
+        assert not (tmp_path / name).exists()
 
 
 def test_masks_that_others_do_not_have_are_refused(tmp_path: Path) -> None:

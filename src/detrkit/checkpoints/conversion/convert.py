@@ -1,5 +1,6 @@
 """Convert checkpoints between formats, and verify that the result predicts the same."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,9 +91,14 @@ def convert(
     checkpoint = load_checkpoint(source, model=model, state_dict_key=state_dict_key)
     if dilation is not None:
         checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
-    _write(checkpoint, output, to)
-    written = load_checkpoint(output)
     built = checkpoint.build()
+    try:
+        _write(checkpoint, output, to)
+        written = load_checkpoint(output)
+        difference = max_difference(built, written.build())
+    except DetrkitError:
+        _remove(output)  # which cannot be read, or is another model
+        raise
     url = None
     if push is not None and to != "official":
         try:
@@ -105,7 +111,7 @@ def convert(
         path=output,
         format=to,
         num_parameters=sum(parameter.numel() for parameter in built.parameters()),
-        max_difference=max_difference(built, written.build()),
+        max_difference=difference,
         not_stored=_not_stored(checkpoint, written),
         notes=checkpoint.notes,
         url=url,
@@ -146,6 +152,14 @@ def _not_stored(checkpoint: Checkpoint, written: Checkpoint) -> tuple[str, ...]:
         ignored["padding_invariant"] = True
     read, given = (one.preprocessing.model_copy(update=ignored) for one in (written, checkpoint))
     return (*categories, *(() if read == given else ("preprocessing",)))
+
+
+def _remove(output: Path) -> None:
+    """Remove what was written, if anything: it did not exist before."""
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)
 
 
 def _write(checkpoint: Checkpoint, output: Path, format: CheckpointFormat) -> None:
