@@ -1,19 +1,21 @@
 """Speed of real-time detectors next to transformers.
 
-    python -m benchmarks.modern [--models dfine-n dfine-s rtdetr-r18 rtdetr-r50] [--rounds 20] [--steps 8] [--threads 2]
+    python -m benchmarks.modern [--models dfine-n dfine-s ... deimv2-n] [--rounds 20] [--steps 8] [--threads 2]
 
-Prediction: one image of 640 x 640 pixels, 80 classes, the same random weights everywhere: transformers in PyTorch, eager;
-detrkit eager, ONNX Runtime, OpenVINO in float32, bfloat16 and int8, calibrated on drawn images. All run in one process with
-the same number of threads and take turns, image by image; from the prepared image to class logits and boxes.
+Prediction: one image of the published size (640 x 640 pixels, or smaller), 80 classes, the same random weights everywhere:
+transformers in PyTorch, eager; detrkit eager, ONNX Runtime, OpenVINO in float32, bfloat16 and int8, calibrated on drawn
+images. All run in one process with the same number of threads and take turns, image by image; from the prepared image to
+class logits and boxes. DEIMv2 is that of transformers, see `deimv2_huggingface`, and only its predictions are measured.
 
 Training: seconds and peak memory per step (forward, denoising, losses of all layers, backward, clipping, AdamW) on a batch
-of 4 images of 640 x 640 pixels with 8 objects each. Each library has its own process; they take turns, step by step, after
-the losses without denoising were compared: all of RT-DETR; of D-FINE, those of classes. transformers 5.24 does not have its
-union of matches, leaves out the next to last layer and the distributions of the last one, and pairs the distributions of a
-layer with the boxes of the one before.
+of 4 images (ViTs: 2) of the published size with 8 objects each. Each library has its own process; they take turns, step by
+step, after the losses without denoising were compared: all of RT-DETR, LW-DETR and RF-DETR; of D-FINE, those of classes.
+transformers 5.24 does not have its union of matches, leaves out the next to last layer and the distributions of the last
+one, and pairs the distributions of a layer with the boxes of the one before.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -33,12 +35,13 @@ from benchmarks.training import (
 from torch import Tensor
 
 import detrkit
-from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit
+from detrkit.checkpoints.conversion import deimv2_huggingface
+from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit, write_huggingface_folder
 from detrkit.checkpoints.conversion.registry import HUGGINGFACE
-from detrkit.checkpoints.native import default_preprocessing
+from detrkit.checkpoints.native import Checkpoint, default_preprocessing
 from detrkit.checkpoints.state_dict import load_state_dict
 from detrkit.config.training import TrainingConfig
-from detrkit.data.categories import contiguous_coco_categories
+from detrkit.data.categories import contiguous_coco_categories, default_categories
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
 from detrkit.data.transforms.geometry import resize
 from detrkit.export.graph import export_program
@@ -48,15 +51,17 @@ from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.metadata import ExportPrecision, make_metadata
 from detrkit.inference.engines.torch import TorchEngine
 from detrkit.models.detr import DETR
-from detrkit.models.presets import PRESETS
+from detrkit.models.presets import preset_config
 from detrkit.structures import Batch
+from detrkit.training import foundation_recipes, realtime_recipes
 from detrkit.training.auxiliary_queries import with_auxiliary_queries
 from detrkit.training.build import build_criterion
-from detrkit.training.realtime_recipes import reference_settings
 from detrkit.training.train_step import TrainStep
 
-MODELS = ("dfine-n", "dfine-s", "rtdetr-r18", "rtdetr-r50")
-SIDE, BATCH_SIZE, NUM_CLASSES, NUM_OBJECTS = 640, 4, 80, 8
+VITS = ("rfdetr-nano", "lwdetr-tiny")
+MODELS = ("dfine-n", "dfine-s", "rtdetr-r18", "rtdetr-r50", *VITS, "deimv2-atto", "deimv2-n")
+PREDICTIONS_ONLY = ("deimv2-atto", "deimv2-n")  # transformers' losses of DEIMv2 are not those of its authors
+NUM_CLASSES, NUM_OBJECTS = 80, 8
 # architecture, class and class of the backbone's configuration in transformers
 CLASSES = {
     "rtdetr-r18": ("rtdetr", "RTDetr", "RTDetrResNetConfig"),
@@ -64,32 +69,73 @@ CLASSES = {
     "rtdetrv2-s": ("rtdetrv2", "RTDetrV2", "RTDetrResNetConfig"),
     "dfine-n": ("dfine", "DFine", "HGNetV2Config"),
     "dfine-s": ("dfine", "DFine", "HGNetV2Config"),
+    "deimv2-atto": ("deimv2", "Deimv2", "HGNetV2Config"),
+    "deimv2-n": ("deimv2", "Deimv2", "HGNetV2Config"),
 }
+# settings with which detrkit computes what transformers does
+SETTINGS = {"deimv2": deimv2_huggingface.FIELDS}
 # weights that move sampling points, by which rounding errors grow from layer to layer
 MOVING = ("sampling_offsets", "offset_projection", "bbox_", "box_head", "output_proj")
 
 
 def build_transformers(preset: str) -> Any:
     """Build transformers' model of a preset with random weights, in eval mode."""
+    torch.manual_seed(0)
+    model = _vit_of_transformers(preset) if preset in VITS else _realtime_of_transformers(preset)
+    randomize(model)
+    return model.eval()
+
+
+def _vit_of_transformers(preset: str) -> Any:
     import transformers
 
-    config = PRESETS[preset]
+    model = detrkit.build_model(preset, num_classes=NUM_CLASSES)
+    preprocessing = default_preprocessing(model.config)
+    with tempfile.TemporaryDirectory() as folder:
+        write_huggingface_folder(
+            Path(folder), Checkpoint(model.state_dict(), model.config, default_categories(NUM_CLASSES), preprocessing)
+        )
+        (architecture,) = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"]
+        return getattr(transformers, architecture).from_pretrained(folder, auxiliary_loss=True)
+
+
+def _realtime_of_transformers(preset: str) -> Any:
+    import transformers
+
     architecture, name, backbone = CLASSES[preset]
+    config = preset_config(preset, **settings_of(preset))
     fields: dict[str, Any] = HUGGINGFACE[architecture].config_fields(config)
     own = {key: value for key, value in fields["backbone_config"].items() if key != "model_type"}
     fields["backbone_config"] = getattr(transformers, backbone)(**own)
     settings = getattr(transformers, f"{name}Config")(
         num_labels=NUM_CLASSES,
+        num_queries=config.num_queries,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
         decoder_ffn_dim=config.dim_feedforward,
         auxiliary_loss=True,
         **fields,
     )
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForObjectDetection")(settings)
-    randomize(model)
-    return model.eval()
+    return getattr(transformers, f"{name}ForObjectDetection")(settings)
+
+
+def settings_of(preset: str) -> dict[str, Any]:
+    """Return the settings of a preset that transformers computes otherwise than its authors."""
+    return dict(SETTINGS.get(CLASSES[preset][0], {})) if preset in CLASSES else {}
+
+
+def side_of(preset: str) -> int:
+    """Return the published side of images, in pixels."""
+    return int(published_settings(preset)["image_size"])
+
+
+def published_settings(preset: str) -> dict[str, Any]:
+    """Return the published settings of training."""
+    if preset in VITS:
+        settings = foundation_recipes.reference_settings(preset, preset_config(preset), TrainingConfig())
+    else:
+        settings = realtime_recipes.reference_settings(preset)
+    return {name: value for name, (value, _) in settings.items()}
 
 
 def randomize(model: torch.nn.Module) -> None:
@@ -130,7 +176,7 @@ def draw_image(size: tuple[int, int]) -> Tensor:
 
 def build_detrkit(preset: str, converted: Any) -> DETR:
     """Build detrkit's model with the weights of that of transformers, in eval mode."""
-    model = detrkit.build_model(preset, num_classes=NUM_CLASSES)
+    model = detrkit.build_model(preset, num_classes=NUM_CLASSES, **settings_of(preset))
     load_state_dict(model, huggingface_to_detrkit(converted.state_dict()))
     return model.eval()
 
@@ -146,9 +192,9 @@ def report_predictions(preset: str, rounds: int) -> None:
     """Export, compare, measure, print."""
     converted = build_transformers(preset)
     model = build_detrkit(preset, converted)
-    image = draw_image((SIDE, SIDE))
-    size = [(SIDE, SIDE)]
-    batch = Batch(image, torch.zeros(1, SIDE, SIDE, dtype=torch.bool), [], [0], size, size)
+    side = side_of(preset)
+    image, size = draw_image((side, side)), [(side, side)]
+    batch = Batch(image, torch.zeros(1, side, side, dtype=torch.bool), [], [0], size, size)
 
     def with_transformers(batch: Batch) -> Output:
         with torch.inference_mode():
@@ -156,7 +202,7 @@ def report_predictions(preset: str, rounds: int) -> None:
         return output.logits, output.pred_boxes
 
     drawn = SyntheticShapes(16, seed=0, style=SyntheticStyle(size=320)).draw_all()
-    calibration = [resize(sample, (SIDE, SIDE)) for sample in drawn]
+    calibration = [resize(sample, (side, side)) for sample in drawn]
     program = export_program(model, postprocess=False)
     cases = {
         "transformers, eager": with_transformers,
@@ -189,7 +235,7 @@ def report_predictions(preset: str, rounds: int) -> None:
         median, minimum = statistics.median(times), min(times)
         logits, boxes = found[name]
         print(
-            f"{preset:<11}{name:20} {median * 1000:6.0f} ms, {statistics.median(baseline) / median:5.2f} times as fast "
+            f"{preset:<12}{name:20} {median * 1000:6.0f} ms, {statistics.median(baseline) / median:5.2f} times as fast "
             f"(minima {min(baseline) / minimum:5.2f}), differs by {logits:.1e} in logits, {boxes:.1e} in boxes",
             flush=True,
         )
@@ -197,7 +243,7 @@ def report_predictions(preset: str, rounds: int) -> None:
 
 def training_settings(preset: str) -> TrainingConfig:
     """Return the published settings of a step, without a moving average of weights, which transformers has not."""
-    published = {name: value for name, (value, _) in reference_settings(preset).items() if not name.startswith("ema_")}
+    published = {name: value for name, value in published_settings(preset).items() if not name.startswith("ema_")}
     constant = {"padding_invariant": False, "lr_scheduler": "constant", "warmup_steps": 0, "multi_scale": 0}
     return TrainingConfig(**{**published, **constant})
 
@@ -214,19 +260,19 @@ def check_losses(preset: str) -> None:
     for module in converted.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    batch = training_batch(320)
+    batch = training_batch(preset, 320)
     with torch.no_grad():
         output = converted(batch.images, labels=labels_of(batch))
         criterion = with_auxiliary_queries(build_criterion(model.config, settings), model.config, settings)
         actual = criterion(model(batch.images), batch.targets)
     compared = {"sum": (float(output.loss), float(actual.total))}
-    if not preset.startswith("rtdetr"):
+    if preset.startswith("dfine"):
         compared = {
             name: (float(output.loss_dict[name]), float(actual.losses[own]))
             for name, own in dfine_names(model.config.decoder_layers).items()
         }
     for name, (expected, found) in compared.items():
-        print(f"{preset:<11}{name:16} transformers {expected:.6f}, detrkit {found:.6f}")
+        print(f"{preset:<12}{name:16} transformers {expected:.6f}, detrkit {found:.6f}")
         assert abs(found - expected) < 1e-4 * abs(expected), name
 
 
@@ -237,16 +283,17 @@ def dfine_names(num_layers: int) -> dict[str, str]:
     return {"loss_vfl": "loss_vfl", "loss_vfl_aux_0": "loss_vfl_pre", **layers, **encoder}
 
 
-def training_batch(side: int = SIDE) -> Batch:
+def training_batch(preset: str, side: int) -> Batch:
     """Create a batch of drawn images with random objects."""
-    batch = make_batch(BATCH_SIZE, side, side, "cpu", num_objects=NUM_OBJECTS, num_classes=NUM_CLASSES)
-    batch.images.copy_(torch.cat([draw_image((side, side)) for _ in range(BATCH_SIZE)]))
+    batch_size = 2 if preset in VITS else 4
+    batch = make_batch(batch_size, side, side, "cpu", num_objects=NUM_OBJECTS, num_classes=NUM_CLASSES)
+    batch.images.copy_(torch.cat([draw_image((side, side)) for _ in range(batch_size)]))
     return batch
 
 
 def make_step(preset: str, library: str) -> Step:
     """Return a function that runs one training step."""
-    batch = training_batch()
+    batch = training_batch(preset, side_of(preset))
     converted = build_transformers(preset)
     if library == "transformers":
         return transformers_step(converted.train(), batch, "float32")
@@ -265,7 +312,7 @@ def report_training(preset: str, rounds: int, threads: int) -> None:
     medians, memory = measure_workers(workers, rounds)
     for name, median in medians.items():
         print(
-            f"{preset:<11}{name:<13} {median:6.3f} s per step, {medians['transformers'] / median:5.2f} times as fast, "
+            f"{preset:<12}{name:<13} {median:6.3f} s per step, {medians['transformers'] / median:5.2f} times as fast, "
             f"peak memory {memory[name]} GiB",
             flush=True,
         )
@@ -286,7 +333,7 @@ def main() -> None:
         return
     for preset in arguments.models if arguments.rounds else ():
         report_predictions(preset, arguments.rounds)
-    for preset in arguments.models if arguments.steps else ():
+    for preset in [name for name in arguments.models if name not in PREDICTIONS_ONLY] if arguments.steps else ():
         report_training(preset, arguments.steps, arguments.threads)
 
 

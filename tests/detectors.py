@@ -40,7 +40,9 @@ def realtime_detector(name: str = "dfine-n", **overrides: object) -> Detector:
                 parameter.normal_(0, 0.5 * parameter.shape[1] ** -0.5)
         model.query_source.box_head.last.bias.add_(torch.tensor([0, 0, 1.8, 2.4]))
         if model.config.decoder == "fine_grained":
-            for head, quality in zip(model.heads.box_head, model.heads.quality_head, strict=True):
+            heads = [model.heads.box_head] if model.config.shared_box_head else model.heads.box_head
+            for head in heads:
                 head.last.weight.mul_(3)
+            for quality in model.heads.quality_head:
                 torch.nn.init.normal_(quality[-1].weight, 0, 0.5)
     return Detector.from_model(model, Categories((1, 2, 5), NAMES), image_size=64)

@@ -55,6 +55,20 @@ PIPELINES: dict[str, list[Stage]] = {
         ("Decoder", "refines a distribution for each edge of the box", True),
         ("Heads", "sigmoid scores; box from the four distributions", True),
     ],
+    "deimv2": [
+        ("Backbone", "HGNetV2 up to stride 16 or 32", True),
+        ("Encoder", "convolutions that add the maps", True),
+        ("Queries", "the 100 to 300 cells with the highest scores", True),
+        ("Decoder", "as D-FINE; RMS norms, SwiGLU, one position", True),
+        ("Heads", "sigmoid scores; box from the four distributions", True),
+    ],
+    "rfdetr": [
+        ("Backbone", "ViT: attention in windows, or over all patches", True),
+        ("Encoder", "none: a projector joins features of several blocks", True),
+        ("Queries", "boxes of the best cells, learned content", True),
+        ("Decoder", "2 to 4 layers, all around the selected boxes", True),
+        ("Heads", "sigmoid scores that follow the IoU; relative boxes", True),
+    ],
     "detrkit": [
         ("Backbone", "small ResNet or any timm model, stride 8 and up", True),
         ("Encoder", "none, or one layer with sampling points", True),

@@ -51,10 +51,12 @@ def readme_row(models: list[ModelInfo]) -> str:
     """Parameters and published AP of a family as the README shows them; in brackets, AP after training on Objects365."""
     objects365 = [100 * one.ap for one in models if one.ap and "obj2coco" in one.name]
     others = sorted(100 * one.ap for one in models if one.ap and "obj2coco" not in one.name)
-    millions = sorted({round(one.parameters / 1e6) for one in models})
+    millions = [
+        f"{value:.0f}" if value >= 1 else f"{value:.1f}" for value in sorted(one.parameters / 1e6 for one in models)
+    ]
     ap = " to ".join(dict.fromkeys(f"{value:.1f}" for value in (others[0], others[-1]))) if others else ""
     ap += f" ({max(objects365):.1f})" if objects365 else ""
-    return f"| {' to '.join(str(value) for value in dict.fromkeys((millions[0], millions[-1])))} M | {ap} |"
+    return f"| {' to '.join(dict.fromkeys((millions[0], millions[-1])))} M | {ap} |"
 
 
 def test_readme_has_parameters_and_published_ap_of_every_family() -> None:

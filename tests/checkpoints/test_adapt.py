@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from detrkit import build_model
 from detrkit.checkpoints.adapt import load_adapted
 from detrkit.data.categories import Categories
 from detrkit.data.objects365 import OBJECTS365_SLOTS, objects365_categories
@@ -53,6 +54,29 @@ def test_objectness_row_of_two_stage_models_is_kept_when_classes_change() -> Non
     source, model = (small_model("deformable-detr-r50-two-stage", num_classes=count) for count in (3, 2))
     adaptation = load_adapted(model, NEW_CATEGORIES, source.state_dict(), CATEGORIES)
     assert torch.equal(model.query_source.class_head.weight[0], source.query_source.class_head.weight[0])
+    assert not adaptation.new
+
+
+def test_rows_of_all_query_groups_are_copied_by_class_name_and_rank() -> None:
+    few = {"num_queries": 5, "dim_feedforward": 32}
+    source = build_model("lwdetr-tiny", num_classes=len(CATEGORIES), group_detr=3, **few)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.normal_()
+    model = build_model("lwdetr-tiny", num_classes=2, group_detr=2, **{**few, "num_queries": 7})
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adaptation = load_adapted(model, NEW_CATEGORIES, source.state_dict(), CATEGORIES)
+    given, adapted = source.state_dict(), model.state_dict()
+    for name in (
+        "query_source.groups.0.class_head.weight",
+        "query_source.groups.1.class_head.bias",
+        "heads.class_head.bias",
+    ):
+        assert torch.equal(adapted[name][0], given[name][2]), name  # horse
+        assert torch.equal(adapted[name][1], before[name][1]), name
+    for name in ("query_source.content", "query_source.box_deltas"):
+        assert torch.equal(adapted[name][:, :5], given[name][:2]), name
+        assert torch.equal(adapted[name][:, 5:], before[name][:, 5:]), name
     assert not adaptation.new
 
 

@@ -21,6 +21,8 @@ from tests.models.hybrid_models import hybrid_model
 from tests.parameters import slow_except
 
 RULES = {"rtdetr_r18vd": RESNET_VD_RULES, "dfine_n": HGNET_RULES}
+# entries of the smallest HGNetV2 that those of B0 do not fit
+PARTS_OF_B0 = {"atto": 13, "femto": 0, "pico": 0}
 
 
 def authors_backbone(model: DETR, name: str) -> dict[str, Tensor]:
@@ -88,3 +90,20 @@ def test_imagenet_weights_are_loaded_by_the_name_of_the_backbone(
     assert torch.equal(
         model.backbone.body.conv1[0].convolution.weight, source.backbone.body.conv1[0].convolution.weight
     )
+
+
+@pytest.mark.parametrize("size", PARTS_OF_B0)
+def test_smallest_hgnets_start_from_the_fitting_weights_of_b0(size: str, tmp_path: Path) -> None:
+    source, model = hybrid_model("dfine_n"), hybrid_model(f"deimv2_{size}")
+    with torch.no_grad():
+        for parameter in source.backbone.parameters():
+            parameter.add_(1)
+    torch.save(authors_backbone(source, "dfine_n"), tmp_path / "weights.pth")
+    before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    load_backbone_file(model, tmp_path / "weights.pth")
+    after, given = model.backbone.state_dict(), source.backbone.state_dict()
+    fitting = [name for name, value in before.items() if given[name].shape == value.shape]
+    assert all(torch.equal(after[name], given[name]) for name in fitting)
+    others = [name for name in before if name not in fitting]
+    assert len(others) == PARTS_OF_B0[size]
+    assert all(torch.equal(after[name], before[name]) for name in others)

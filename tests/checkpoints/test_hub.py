@@ -12,6 +12,7 @@ from detrkit.checkpoints import sources
 from detrkit.cli import main
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, ConfigError
+from tests.models.vit_models import small_vit
 
 ODD = Categories((3, 7), ("[dog](http://x)|`cat`", "<b>größer</b>\nthan"))
 
@@ -67,6 +68,14 @@ def test_card_without_licence_and_metrics_says_so(detector: Detector, tmp_path: 
     assert "# license:" in card
     assert "Not evaluated yet" in card
     assert "the owner fills in" in card
+
+
+def test_card_names_the_licence_of_dinov2(detector: Detector, tmp_path: Path) -> None:
+    notice = "DINOv2, are under the Apache License 2.0"
+    for name, expected in (("detr", False), ("rfdetr", True)):
+        one = Detector.from_model(small_vit()) if expected else detector
+        one.save_pretrained(tmp_path / name, licence="apache-2.0")
+        assert (notice in (tmp_path / name / "README.md").read_text(encoding="utf-8")) == expected
 
 
 def test_class_names_in_the_card_are_escaped(detector: Detector, tmp_path: Path) -> None:

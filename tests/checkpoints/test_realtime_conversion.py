@@ -1,4 +1,4 @@
-"""Official checkpoints of RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4: names, configurations, what files do not show."""
+"""Official checkpoints of RT-DETR, D-FINE and their successors: names, configurations, what files do not show."""
 
 import gzip
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from detrkit import build_model, load_official_state_dict, state_dict_as_official
@@ -16,7 +17,7 @@ from detrkit.checkpoints.native import Checkpoint, default_preprocessing
 from detrkit.checkpoints.state_dict import check_state_dict
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import contiguous_coco_categories
-from detrkit.errors import CheckpointError
+from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.build import model_without_memory
 from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
@@ -80,7 +81,7 @@ def small(preset: str, **changes: object) -> DETR:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["dfine-n", "rtdetr-r18", "rtdetrv2-s"])
+@pytest.mark.parametrize("preset", ["dfine-n", "deimv2-atto", "deimv2-n", "rtdetr-r18", "rtdetrv2-s"])
 def test_weights_survive_the_authors_names_to_the_bit(preset: str) -> None:
     model, other = small(preset), small(preset)
     official = state_dict_as_official(model)
@@ -123,7 +124,7 @@ def test_official_files_are_read_with_labels_and_preprocessing_of_coco(tmp_path:
     assert read.categories.names[0] == "person"
     transform = read.preprocessing
     assert (transform.resize, transform.size, transform.normalize) == ("stretch", (640, 640), False)
-    assert read.config.points_per_level == (4, 4, 4)
+    assert (read.config.points_per_level, read.config.num_queries) == ((4, 4, 4), 5)
     other = Path(tmp_path / "again.pth")
     write_official_file(other, read)
     assert (
@@ -159,3 +160,44 @@ def test_weights_of_rtdetrv4_need_no_name(tmp_path: Path) -> None:
 def test_pages_that_need_a_browser_are_named() -> None:
     with pytest.raises(CheckpointError, match="can only be downloaded with a browser, from https://drive"):
         load_checkpoint("deim-dfine-s")
+
+
+@pytest.mark.parametrize("preset", slow_except(("deimv2-atto",), ("deimv2-atto", "deimv2-n")))
+def test_files_of_deimv2_that_hold_equal_tensors_once_are_read(preset: str, tmp_path: Path) -> None:
+    """Files of the hub are written by `safetensors.torch.save_model`, which drops all but one name of a shared tensor."""
+    model = build_model(preset)
+    official = state_dict_as_official(model)
+    for name in ("decoder.up", "decoder.reg_scale"):
+        del official[name]
+    if preset == "deimv2-atto":
+        official = {name: tensor for name, tensor in official.items() if "dec_bbox_head.1" not in name}
+        official = {name: tensor for name, tensor in official.items() if "dec_bbox_head.0" not in name}
+    save_file({name: tensor.clone().contiguous() for name, tensor in official.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"HGNetv2": {"name": "Atto"}}))
+    read = load_checkpoint(tmp_path)
+    assert read.config == model.config
+    assert read.preprocessing == default_preprocessing(model.config)
+    assert read.categories == contiguous_coco_categories()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, read.state[name]), name
+
+
+def test_stored_anchors_of_deimv2_are_those_of_its_image_size() -> None:
+    sizes = {"atto": 20**2 + 10**2, "femto": 26**2 + 13**2, "pico": 40**2 + 20**2, "n": 40**2 + 20**2}
+    for size, cells in sizes.items():
+        config = PRESETS[f"deimv2-{size}"]
+        written = official_from_detrkit(model_without_memory(config).state_dict(), config)
+        assert written["decoder.anchors"].shape == (1, cells, 4)
+
+
+def test_variants_with_dinov3_are_refused_by_name_and_by_content() -> None:
+    for size in ("s", "m", "l", "x"):
+        with pytest.raises(
+            ConfigError, match=f"model='deimv2-{size}' is not included: its backbone derives from DINOv3"
+        ):
+            build_model(f"deimv2-{size}")
+        with pytest.raises(CheckpointError, match=f"deimv2-{size} is not included: its backbone derives from DINOv3"):
+            load_checkpoint(f"deimv2-{size}")
+    official = {**state_dict_as_official(build_model("deimv2-atto")), "backbone.dinov3.cls_token": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match="not included: its backbone derives from DINOv3"):
+        read_official(official, None)

@@ -9,8 +9,8 @@ import torch
 
 import detrkit
 from detrkit.checkpoints.hashes import FILE_SHA256, HUB_PINS
-from detrkit.checkpoints.zoo import HUB_MODELS, IMAGENET_URLS, MODEL_NAMES, OFFICIAL_FILES
-from detrkit.checkpoints.zoo_realtime import REALTIME_FILES, REALTIME_PAGES
+from detrkit.checkpoints.zoo import HUB_MODELS, IMAGENET_URLS, LATER_FILES, MODEL_NAMES, OFFICIAL_FILES
+from detrkit.checkpoints.zoo_realtime import REALTIME_PAGES
 from detrkit.cli import main
 from detrkit.models.build import model_from_config
 from detrkit.models.presets import PRESETS
@@ -30,13 +30,14 @@ def test_models_with_published_weights_have_ap_licence_and_source() -> None:
     assert {name for name, model in models.items() if model.source} == {
         *OFFICIAL_FILES,
         *HUB_MODELS,
-        *REALTIME_FILES,
+        *LATER_FILES,
         *REALTIME_PAGES,
     }
     assert models["detr-r50"].ap == 0.42
     assert models["detr-r50"].source == "https://dl.fbaipublicfiles.com/detr/detr-r50-e632da11.pth"
     assert models["deformable-detr-r50"].source == "https://huggingface.co/SenseTime/deformable-detr"
-    stated = {*OFFICIAL_FILES, *HUB_MODELS}  # other files state none
+    rfdetr = {name for name in MODEL_NAMES if name.startswith("rfdetr-")}
+    stated = {*OFFICIAL_FILES, *HUB_MODELS, *rfdetr}  # other files state none
     assert {models[name].weights_licence for name in stated} == {"Apache-2.0", "MIT"}
     assert {model.weights_licence for name, model in models.items() if name not in stated} == {None}
     families = {
@@ -55,7 +56,8 @@ def test_list_says_how_downloads_are_checked() -> None:
     models = {model.name: model.checked_by for model in detrkit.list_models()}
     assert models["detr-r50"] == models["deformable-detr-r50"] == "SHA-256"
     assert models["detr-r50-panoptic"] == "8 digits of SHA-256"
-    assert models["dab-detr-r50-dc5"] == "first download"
+    assert models["dab-detr-r50-dc5"] == models["lwdetr-tiny"] == "first download"
+    assert models["rfdetr-nano"] == "MD5"
     assert models["detrkit-s"] is None
     assert "8 digits of SHA-256" in repr(detrkit.list_models())
 

@@ -133,7 +133,7 @@ def test_arguments_are_named_as_options_on_the_command_line() -> None:
         ),
         (
             {"queries": "nothing"},
-            "queries='nothing': input should be 'learned', 'points', 'anchors', 'two_stage' or 'selected'",
+            "queries='nothing': input should be 'learned', 'points', 'anchors', 'two_stage', 'selected' or 'mixed'",
         ),
         ({"num_feature_levels": 9}, "num_feature_levels=9: input should be less than or equal to 8"),
     ],

@@ -23,7 +23,7 @@ from detrkit.explain.masks import MAX_MASK_SIDE, Masks, masks_for, pack_masks, p
 from detrkit.explain.packing import BinaryBlock
 from detrkit.explain.page import build_page, read_parts
 from detrkit.models.attention.recording import record_attention
-from detrkit.structures import Annotations, PanopticSegments
+from detrkit.structures import Annotations, ComputedMasks, PanopticSegments
 from tests.detectors import NAMES, small_detector
 from tests.explain.test_page import OpenedPage, browser
 from tests.rounding import assert_equal_up_to_rounding
@@ -116,19 +116,9 @@ def test_masks_are_cropped_to_the_image(mask_detector: Detector, image: Sample, 
     assert probabilities.shape[2] < whole.shape[2]
 
 
-def test_large_masks_are_average_pooled(explained: Explanation) -> None:
-    masks, _ = _masks_and_segments(explained)
-    inputs = replace(masks.inputs, image_size=(1066, 800))
-
-    class Fine(Masks):
-        def logits(self, queries: Tensor, counts: object) -> Tensor:
-            return torch.randn(len(queries), 267, 200, generator=torch.Generator().manual_seed(0))
-
-    class Sized(type(inputs)):  # type: ignore[misc]
-        mask_size = (267, 200)
-
-    sized = Sized(**vars(inputs))
-    fine, block = Fine(masks.head, sized, (1066, 800), padding_invariant=True), BinaryBlock()
+def test_large_masks_are_average_pooled() -> None:
+    logits = torch.randn(1, 2, 267, 200, generator=torch.Generator().manual_seed(0))
+    fine, block = Masks(ComputedMasks(logits), (1066, 800), (1066, 800), padding_invariant=True), BinaryBlock()
     packed = pack_masks(block, fine, [0, 1])
     assert packed.bytes.shape == (2, 134, 100)
     assert max(packed.bytes.shape) <= MAX_MASK_SIDE

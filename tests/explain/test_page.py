@@ -21,6 +21,7 @@ from detrkit.explain.explanation import Explanation
 from detrkit.explain.page import build_page
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 from tests.detectors import NAMES, small_detector
+from tests.models.vit_models import small_vit
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -422,3 +423,21 @@ def test_page_of_a_realtime_detector_fits_its_window(opened_fine_grained: Opened
 def test_views_of_other_models_are_hidden(opened: OpenedPage) -> None:
     for selector in ('input[value="selection"]', "#levels", "#edges", "#edgesSection", "#selectionSection"):
         assert not opened.page.is_visible(selector)
+
+
+def test_cells_of_a_vit_show_the_windows_that_they_attend_to(browser: Any, sample: Sample, tmp_path: Path) -> None:
+    model = small_vit("rfdetr-nano").eval()
+    explanation = explain_sample(Detector.from_model(model, image_size=96), sample, threshold=0)
+    explanation.to_html(tmp_path / "page.html")
+    opened = OpenedPage(browser, tmp_path / "page.html", 1280)
+    opened.slide("head", 8)  # of cross-attention; the ViT has fewer heads
+    assert opened.text("#headValue") == "8 of 8"
+    opened.click_image(0.9, 0.2)
+    assert opened.text("#headValue") == "6 of 6"
+    for layer, reach in ((1, "the cells of its window, row 1, column 2 of 2 \u00d7 2"), (2, "all cells")):
+        opened.slide("layer", layer)
+        weights = explanation.attention.weights("encoder", layer - 1, heads=[5], queries=[11])
+        assert opened.max_cell() == cell_of(weights, 6)
+        assert f"ViT block {layer} of 2 (attends to {reach}; not shown: class token)" in opened.text("#status")
+    assert opened.messages == []
+    opened.context.close()

@@ -41,6 +41,8 @@ def array(page: PageDocument, location: dict[str, Any]) -> torch.Tensor:
         ("dfine-n", (6, 6), 2),
         ("dfine-s", (3, 6, 3), 3),
         ("deim-dfine-n", (6, 6), 2),
+        ("deimv2-atto", (4, 2), 2),
+        ("deimv2-n", (6, 6), 2),
     ],
 )
 def test_pages_have_points_references_and_cells_of_all_layers(
@@ -67,7 +69,7 @@ def test_pages_have_points_references_and_cells_of_all_layers(
     assert document["selection"]["labels"] == selection.labels.tolist()
     assert document["selection"]["scores"] == pytest.approx(selection.scores.tolist(), abs=1e-4)
     torch.testing.assert_close(array(page, document["selection"]["boxes"]), selection.boxes)
-    assert (document["maps"]["edges"] is not None) == ("dfine" in name)
+    assert (document["maps"]["edges"] is not None) == ("dfine" in name or "deimv2" in name)
     assert build_page(page).startswith("<!doctype html>")
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,22 @@ from torch.utils.data import Dataset
 import detrkit
 from detrkit import Detector
 from detrkit.checkpoints.export_formats import EXPORT_FORMATS
-from detrkit.checkpoints.native import Checkpoint, Preprocessing, Thresholds, save_checkpoint
+from detrkit.checkpoints.native import (
+    Checkpoint,
+    Preprocessing,
+    Thresholds,
+    default_preprocessing,
+    save_checkpoint,
+)
 from detrkit.cli import main
 from detrkit.data.synthetic import SHAPES
-from detrkit.errors import ConfigError, ExportError
+from detrkit.errors import ConfigError, DatasetError, ExportError
 from detrkit.export import export as export_module
+from detrkit.inference.engines.exported import ExportedEngine
 from detrkit.structures import Batch
 from tests.datasets import write_coco
-from tests.export.models import small_model
+from tests.export.models import metadata_of, small_model
+from tests.models.vit_models import small_vit
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,25 @@ def test_python_export_returns_differences_and_prints_nothing(
     assert exported.preprocessing.image_size == 64
     assert exported.thresholds == Detector.load(folder / "model.safetensors").thresholds
     assert detrkit.evaluate(result.path, folder / "shapes").ap is not None
+
+
+class _Unused:
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        raise AssertionError("it is not run")
+
+
+def test_size_that_a_vit_cannot_cut_into_windows_is_refused_with_the_nearest_ones(folder: Path, tmp_path: Path) -> None:
+    model = small_vit()
+    path, message = tmp_path / "vit.safetensors", "sides must be multiples of 32. The nearest are 64 x 64 and 96 x 96"
+    save_checkpoint(path, Checkpoint(model.state_dict(), model.config, SHAPES, default_preprocessing(model.config, 64)))
+    with pytest.raises(ConfigError, match=message):
+        detrkit.export(path, "onnx", output=tmp_path / "model.onnx", image_size=70)
+    engine = ExportedEngine(_Unused(), metadata_of(model), "model.onnx")
+    engine.check_size((64, 96))
+    with pytest.raises(ConfigError, match=message):
+        engine.check_size((70, 70))
+    with pytest.raises(DatasetError, match="at least 64 px per side"):
+        engine.check_size((32, 96))
 
 
 @pytest.mark.slow

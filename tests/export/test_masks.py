@@ -25,7 +25,8 @@ from detrkit.models.detr import DETR
 from detrkit.models.presets import build_model
 from detrkit.structures import Batch, ComputedMasks, Detections, PanopticSegments, Predictions
 from tests.detectors import small_detector
-from tests.export.models import CATEGORIES, PREPROCESSING, noise_batch, small_model, torch_engine, trace
+from tests.export.models import CATEGORIES, PREPROCESSING, metadata_of, noise_batch, small_model, torch_engine, trace
+from tests.models.vit_models import small_vit
 
 _THINGS = replace(CATEGORIES, is_thing=(True, False, True))
 # post-processing is part of the traced graph, which is the same in all formats
@@ -190,3 +191,20 @@ def test_mask_difference_is_printed_only_for_models_with_masks() -> None:
     lines = [list(comparison_lines(one))[1] for one in (comparison, replace(comparison, max_mask_difference=2e-5))]
     assert "mask" not in lines[0]
     assert lines[1].endswith("masks 2e-05")
+
+
+@pytest.mark.slow
+def test_masks_of_detections_of_mixed_queries_equal_pytorch(tmp_path: Path) -> None:
+    """Graphs with post-processing return the mask of each detection, of which a query may have several."""
+    one_block = {"backbone_layers": 1, "global_layers": (), "out_layers": (1,), "decoder_layers": 1}
+    model = small_vit("rfdetr-seg-nano", max_detections=12, **one_block).eval()
+    program, metadata = trace(model, postprocess=True), metadata_of(model, postprocess=True)
+    batches = [noise_batch(sizes) for sizes in ([(96, 128)], [(64, 64), (64, 96)])]
+    for name in ("onnx", "torch"):
+        format = EXPORT_FORMATS[name]
+        path = tmp_path / f"{name}{format.suffix}"
+        format.write(copy.deepcopy(program), metadata, path)
+        comparison = compare(torch_engine(model), load_exported(path), batches, CATEGORIES, has_logits=False)
+        comparison.check("float32")
+        assert comparison.max_mask_difference is not None
+        assert comparison.num_reordered == 0

@@ -120,6 +120,10 @@ def contain_a_call_in_an_expression(graph: dict) -> None:
     graph["range_constraints"]["breakpoint()"] = {"min_val": 1, "max_val": 2}
 
 
+def contain_a_symbol_to_count_to(graph: dict) -> None:
+    graph["range_constraints"]["u99999999999"] = {"min_val": 1, "max_val": 2}
+
+
 def contain_code_as_a_name(graph: dict) -> None:
     graph["graph_module"]["graph"]["inputs"][0]["as_tensor"]["name"] = "x=print(1)"
 
@@ -145,6 +149,7 @@ HOSTILE_GRAPHS = [
     contain_python,
     contain_an_expression,
     contain_a_call_in_an_expression,
+    contain_a_symbol_to_count_to,
     contain_code_as_a_name,
     contain_another_class,
 ]
@@ -216,7 +221,14 @@ def test_graph_that_would_fill_the_memory_is_rejected_before_it_runs(path: Path,
         read_program(rewritten(path, tmp_path / "hostile.pt2", with_changed(GRAPH, enlarge)))
 
 
-FAMILIES = ["detr-r50-panoptic", "conditional-detr-r50", "dab-detr-r50", "deformable-detr-r50-two-stage", "detrkit-m"]
+FAMILIES = [
+    "detr-r50-panoptic",
+    "conditional-detr-r50",
+    "dab-detr-r50",
+    "deformable-detr-r50-two-stage",
+    "detrkit-m",
+    "deimv2-atto",
+]
 
 
 @pytest.mark.slow

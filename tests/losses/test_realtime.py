@@ -303,3 +303,38 @@ def test_nonfinite_predictions_give_a_nonfinite_loss() -> None:
     predicted = predictions([2, 1], has_distributions=True)
     predicted.layer_class_logits[0, 0, 0, 0] = torch.nan
     assert not criterion()(predicted, objects([2, 1])).total.isfinite()
+
+
+def test_queries_are_matched_by_score_times_the_fourth_power_of_iou_if_asked() -> None:
+    """The box of query 0 covers half of the object's, that of query 1 all of it, with a lower score."""
+    target = Target(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), torch.tensor([2]))
+    logits = torch.tensor([[2.0] * CLASSES, [-1.0] * CLASSES])[None, None]
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.5, 0.5, 0.4, 0.4]])[None, None]
+    matcher = HungarianMatcher(classification=SigmoidFocalClassification(CLASSES))
+    matcher.by_quality = True
+    expected = torch.tensor([-torch.tensor(2.0).sigmoid() / 16, -torch.tensor(-1.0).sigmoid()])
+    torch.testing.assert_close(matcher.costs(logits, boxes, [target])[0, 0, :, 0], expected)
+    assert matcher(logits, boxes, [target]).queries.tolist() == [1]
+    empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert matcher(logits, boxes, [empty]).queries.tolist() == []
+
+
+def test_losses_with_a_weight_of_zero_are_omitted_and_matchings_are_united_only_if_asked() -> None:
+    torch.manual_seed(0)
+    predictions = block(2, QUERIES, has_distributions=True, has_encoder=True)
+    targets = [Target(boxes_of(count), torch.randint(CLASSES, (count,))) for count in (3, 2)]
+    plain = criterion("mal", fgl_loss_coef=0.0, ddf_loss_coef=0.0, match_union=False)(predictions, targets)
+    united = criterion("mal")(predictions, targets)
+    kinds = {name for loss in plain.losses for name in ("mal", "bbox", "giou", "fgl", "ddf") if name in loss}
+    assert kinds == {"mal", "bbox", "giou"}
+    assert set(plain.losses) < set(united.losses)
+    matches = HungarianMatcher(classification=SigmoidFocalClassification(CLASSES))(
+        predictions.layer_class_logits, predictions.layer_boxes, targets
+    )
+    for layer, name in ((0, "loss_bbox_aux_0"), (LAYERS - 1, "loss_bbox")):
+        distance = 0.0
+        for image, target in enumerate(targets):
+            queries, objects = matches.pairs(layer, image)
+            difference = predictions.layer_boxes[layer, image, queries] - target.boxes[objects]
+            distance += float(difference.abs().sum())
+        assert float(plain.losses[name]) == pytest.approx(distance / 5, rel=1e-5)

@@ -1,4 +1,4 @@
-"""Backbones and hybrid encoders of the published RT-DETR and D-FINE models, with a small decoder of another kind."""
+"""Backbones and hybrid encoders of published RT-DETR, D-FINE and DEIMv2, with a small decoder of another kind."""
 
 from typing import Any
 
@@ -29,6 +29,7 @@ _HYBRID: dict[str, Any] = {
 _FROZEN: dict[str, Any] = {"frozen_backbone_stages": 1, "backbone_normalization": "frozen"}
 _RTDETR: dict[str, Any] = {**_HYBRID, "memory_projection": True}
 _DFINE: dict[str, Any] = {**_HYBRID, "fusion_block": "rep_ncsp_elan"}
+_DEIMV2: dict[str, Any] = {**_HYBRID, "num_feature_levels": 2, "fusion_depth": 2, "fusion_expansion": 0.34}
 _R18 = {**_RTDETR, "backbone": "resnet18-vd", "fusion_expansion": 0.5}
 _S = {**_DFINE, "backbone": "hgnetv2-b0", "fusion_expansion": 0.5, "fusion_depth": 1}
 # by the names of the golden files
@@ -61,6 +62,23 @@ PARTS: dict[str, dict[str, Any]] = {
     "rtdetrv4_s": {**_S, "distillation_dim": 768},
     "dfine_m": {**_DFINE, "backbone": "hgnetv2-b2", "fusion_depth": 2},
     "dfine_l": {**_DFINE, **_FROZEN, "backbone": "hgnetv2-b4"},
+    "deimv2_n": {
+        **_DEIMV2,
+        "fusion_block": "rep_ncsp_elan_sum",
+        "backbone": "hgnetv2-b0",
+        "hidden_dim": 128,
+        "dim_feedforward": 512,
+    },
+    **{
+        f"deimv2_{size}": {
+            **_DEIMV2,
+            "fusion_block": "lite",
+            "encoder_layers": 0,
+            "backbone": f"hgnetv2-{size}",
+            "hidden_dim": width,
+        }
+        for size, width in (("atto", 64), ("femto", 96), ("pico", 112))
+    },
     "dfine_x": {
         **_DFINE,
         **_FROZEN,
@@ -88,7 +106,7 @@ def run_parts(model: DETR, images: Tensor, padding_mask: Tensor | None = None) -
     """Return the feature maps of the backbone that the encoder uses, and the output of the encoder."""
     maps = model.backbone(images, padding_mask)
     features = model.neck(maps, (images.shape[-2], images.shape[-1]), padding_mask)
-    return maps[-len(features.sizes) :], model.encoder(features)
+    return maps[-model.config.num_backbone_levels :], model.encoder(features)
 
 
 def maps_of(memory: FeatureMaps) -> list[Tensor]:

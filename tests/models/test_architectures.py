@@ -86,7 +86,7 @@ def test_predictions_have_valid_shapes_and_all_parameters_gradients(name: str) -
     assert not without_gradient
 
 
-REALTIME = ["rtdetr-r18", "rtdetrv2-s-dsp", "dfine-n"]
+REALTIME = ["rtdetr-r18", "rtdetrv2-s-dsp", "dfine-n", "deimv2-n", "deimv2-atto"]
 FAST = ("conditional-detr-r50", "deformable-detr-r50-two-stage", "detrkit-s", "dfine-n")
 
 

@@ -9,6 +9,7 @@ from detrkit import ConfigError, ModelConfig, build_model
 from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.positions import LearnedPositions, SinePositions
 from detrkit.models.presets import PRESETS
+from detrkit.models.presets_foundation import FOUNDATION_PRESETS
 from detrkit.models.presets_realtime import REALTIME_PRESETS
 from detrkit.ops.padding import pad_to_batch
 from tests.rounding import assert_equal_up_to_rounding
@@ -52,10 +53,19 @@ def test_presets_are_the_published_models_and_detrkits_own() -> None:
     realtime |= {f"{kind}-{size}" for kind in ("rtdetrv2", "deim-rtdetrv2") for size in ("s", "ms", "m", "l", "x")}
     realtime |= {f"{kind}-{size}" for kind in ("dfine", "deim-dfine") for size in "nsmlx"}
     realtime |= {f"rtdetrv4-{size}" for size in "smlx"}
+    realtime |= {f"deimv2-{size}" for size in ("atto", "femto", "pico", "n")}
     assert realtime <= set(REALTIME_PRESETS)
     variants = ("-obj365", "-obj2coco", "-dsp", "-sp1", "-sp2", "-sp3")
     assert all(name.endswith(variants) for name in set(REALTIME_PRESETS) - realtime)
-    assert set(PRESETS) - set(REALTIME_PRESETS) == {*published, *panoptic, *successors, *deformable, *tables, *own}
+    foundation = {
+        f"lwdetr-{size}{data}" for size in ("tiny", "small", "medium", "large", "xlarge") for data in ("", "-obj365")
+    }
+    foundation |= {f"rfdetr-{size}" for size in ("nano", "small", "medium", "base", "large", "large-deprecated")}
+    sizes = ("nano", "small", "medium", "large", "xlarge", "2xlarge", "preview")
+    foundation |= {f"rfdetr-seg-{size}" for size in sizes}
+    assert set(FOUNDATION_PRESETS) == foundation
+    others = {*published, *panoptic, *successors, *deformable, *tables, *own}
+    assert set(PRESETS) - set(REALTIME_PRESETS) - foundation == others
 
 
 def test_initial_weights_of_attention_maps_are_scaled_up_in_the_mask_head() -> None:

@@ -1,17 +1,26 @@
-"""D-FINE's decoder and heads: distances, edges, gates, quality, and the refinement from layer to layer."""
+"""Decoder and heads of D-FINE and DEIMv2: distances, edges, gates, quality, and the refinement from layer to layer."""
 
 import math
 
 import pytest
 import torch
 
-from detrkit import build_model
+from detrkit import ConfigError, build_model
 from detrkit.models.decoders.fine_grained import GatedResidual
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference
 from detrkit.models.heads.fine_grained import DistanceBins, QualityHead
-from detrkit.models.layers import LayerConfig
+from detrkit.models.layers import LayerConfig, Residual, RMSNorm, SwiGLU
 from detrkit.ops.padding import pad_to_batch
+
+
+def test_rms_norms_are_computed_in_full_precision_with_autocast() -> None:
+    tokens = torch.randn(2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        normalized = RMSNorm(8, eps=1e-6)(tokens.bfloat16())
+    expected = tokens.bfloat16().float()
+    expected = expected / (expected.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(normalized, expected)
 
 
 @pytest.mark.parametrize(("scale", "ends", "first"), [(4.0, [-4.0, -2.0], 3), (8.0, [-8.0, -4.0], 5)])
@@ -103,7 +112,10 @@ def test_quality_is_added_to_the_logits_of_all_classes() -> None:
     assert predictions.after_layer(1).distributions.layer_quality.shape == (1, 2, 5)
 
 
-@pytest.mark.parametrize("name", ["dfine-n", "deim-dfine-n", "rtdetr-r18", "rtdetrv2-s-dsp", "deim-rtdetrv2-s"])
+REALTIME = ["dfine-n", "deim-dfine-n", "rtdetr-r18", "rtdetrv2-s-dsp", "deim-rtdetrv2-s", "deimv2-atto", "deimv2-n"]
+
+
+@pytest.mark.parametrize("name", REALTIME)
 def test_fused_models_predict_the_last_layer(name: str) -> None:
     model = small(name).eval()
     with torch.inference_mode():
@@ -115,7 +127,7 @@ def test_fused_models_predict_the_last_layer(name: str) -> None:
     torch.testing.assert_close(fused.class_logits, expected.class_logits, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["dfine-n", "rtdetr-r18"])
+@pytest.mark.parametrize("name", ["dfine-n", "rtdetr-r18", "deimv2-atto"])
 def test_evaluation_stops_after_an_earlier_layer_with_that_layers_heads(name: str) -> None:
     model = small(name, eval_decoder_layers=2).eval()
     complete = small(name).eval()
@@ -129,7 +141,7 @@ def test_evaluation_stops_after_an_earlier_layer_with_that_layers_heads(name: st
     assert len(model(IMAGES).layer_boxes) == 3
 
 
-@pytest.mark.parametrize("name", ["dfine-n", "rtdetr-r18", "rtdetrv2-s-dsp"])
+@pytest.mark.parametrize("name", ["dfine-n", "rtdetr-r18", "rtdetrv2-s-dsp", "deimv2-atto", "deimv2-n"])
 def test_padded_images_of_padding_invariant_models_are_predicted_as_alone(name: str) -> None:
     model = small(name).eval()
     model.padding_invariant = True
@@ -142,3 +154,59 @@ def test_padded_images_of_padding_invariant_models_are_predicted_as_alone(name: 
     rows = torch.cdist(alone.proposals.boxes[0], both.proposals.boxes[1]).argmin(1)
     torch.testing.assert_close(both.boxes[1, rows], alone.boxes[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(both.class_logits[1, rows], alone.class_logits[0], rtol=0, atol=1e-3)
+
+
+def test_gated_feed_forward_network_by_hand() -> None:
+    """Two inputs, one gate, one value: contract(silu(x0) * x1)."""
+    config = LayerConfig(2, 1, 2, 0.0, pre_norm=False, feed_forward="swiglu")
+    network = SwiGLU(config)
+    with torch.no_grad():
+        network.expand.weight.copy_(torch.eye(2))
+        network.contract.weight.copy_(torch.tensor([[1.0], [-2.0]]))
+    gated = 3 / (1 + math.exp(-3)) * 5
+    torch.testing.assert_close(network(torch.tensor([[[3.0, 5.0]]])), torch.tensor([[[gated, -2 * gated]]]))
+
+
+def test_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
+    config = LayerConfig(2, 1, 2, 0.0, pre_norm=False, norm="rms")
+    normalized = Residual(config).after(torch.tensor([[[3.0, 1.0]]]), torch.tensor([[[0.0, 3.0]]]))
+    torch.testing.assert_close(normalized, torch.tensor([[[3.0, 4.0]]]) / 12.5**0.5)
+
+
+def positions_of_layers(model: DETR) -> list[torch.Tensor]:
+    """Return the positions of the queries in every decoder layer."""
+    seen: list[torch.Tensor] = []
+    for layer in model.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[1].positions))
+    with torch.inference_mode():
+        model(IMAGES)
+    return seen
+
+
+@pytest.mark.parametrize(("name", "is_kept"), [("deimv2-atto", True), ("dfine-n", False)])
+def test_positions_of_initial_boxes_are_kept_in_all_layers_if_they_do_not_follow(name: str, is_kept: bool) -> None:
+    first, second, third = positions_of_layers(small(name).eval())
+    assert torch.equal(first, second) == torch.equal(first, third) == is_kept
+
+
+def test_a_shared_box_head_serves_all_layers_and_class_heads_do_not() -> None:
+    model = small("deimv2-atto")
+    assert model.heads.box_head_of(0) is model.heads.box_head_of(2)
+    assert len(model.heads.class_head) == 3
+    assert not [name for name in model.state_dict() if name.startswith("query_source.memory_")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_norm": "rms"}, "decoder_norm='rms' is for decoder='fine_grained', found decoder='deformable'"),
+        ({"shared_box_head": True}, "shared_box_head=True is for decoder='fine_grained'"),
+    ],
+)
+def test_settings_of_the_fine_grained_decoder_need_it(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model("rtdetr-r18", **changes)
+    with pytest.raises(ConfigError, match="selection_projection=False is for queries='selected', found"):
+        build_model("detr-tiny", selection_projection=False)
+    with pytest.raises(ConfigError, match="dim_feedforward=33 must be even with decoder_feed_forward='swiglu'"):
+        build_model("deimv2-atto", dim_feedforward=33)

@@ -7,6 +7,8 @@ from detrkit.models.backbones.hgnet import VARIANTS, HGNetBackbone
 from detrkit.models.convolution import LearnableAffine
 from tests.rounding import assert_equal_up_to_rounding
 
+DEIMV2_SIZES = ("hgnetv2-atto", "hgnetv2-femto", "hgnetv2-pico")  # timm lacks them: tests/parity/test_golden_deimv2.py
+
 
 def with_random_norms(module: torch.nn.Module) -> None:
     """Draw norms and affine maps that change their input."""
@@ -20,7 +22,12 @@ def with_random_norms(module: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name > "hgnetv2-b1" else []) for name in VARIANTS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name > "hgnetv2-b1" else [])
+        for name in VARIANTS
+        if name not in DEIMV2_SIZES
+    ],
 )
 def test_features_equal_timm_s(name: str) -> None:
     timm = pytest.importorskip("timm")

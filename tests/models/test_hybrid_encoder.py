@@ -1,4 +1,4 @@
-"""Hybrid encoder: positions, independence of padding, odd sizes, gradients, fusing."""
+"""Hybrid encoder and its neck: positions, independence of padding, odd sizes, gradients, fusing."""
 
 import math
 
@@ -16,9 +16,11 @@ from detrkit.models.convolution import Clamp, ConvNorm
 from detrkit.models.encoders.fusion import RepVGGBlock
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.fuse import fuse_for_inference
+from detrkit.models.neck import LevelPadding, PooledProjection
 from detrkit.models.positions import index_encoding
 from detrkit.structures import Batch
 from tests.models.hybrid_models import PARTS, hybrid_model, maps_of, run_parts
+from tests.parameters import slow_except
 from tests.rounding import assert_equal_up_to_rounding
 
 OPERATIONS = 120  # convolutions and layers in a row, at most
@@ -86,7 +88,9 @@ def test_padding_invariant_positions_are_row_and_column() -> None:
 
 
 @pytest.mark.parametrize("size", [(97, 131), (33, 65), (64, 96)])
-@pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd", pytest.param("rtdetr_r50vd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["dfine_n", "rtdetr_r18vd", "deimv2_atto", *slow_except((), ["rtdetr_r50vd", "deimv2_n", "deimv2_pico"])]
+)
 def test_maps_of_an_image_do_not_depend_on_its_padding(name: str, size: tuple[int, int]) -> None:
     model = hybrid_model(name).eval()
     model.padding_invariant = True
@@ -104,7 +108,7 @@ def test_maps_of_an_image_do_not_depend_on_its_padding(name: str, size: tuple[in
         assert_equal_up_to_rounding(cropped, expected, operations=OPERATIONS)
 
 
-@pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd"])
+@pytest.mark.parametrize("name", ["dfine_n", "rtdetr_r18vd", "deimv2_atto"])
 def test_all_parameters_receive_gradients(name: str) -> None:
     model = hybrid_model(name).train()
     _, memory = run_parts(model, torch.rand(2, 3, 64, 64))
@@ -120,7 +124,7 @@ def test_all_parameters_receive_gradients(name: str) -> None:
     [
         "dfine_n",
         "rtdetr_r18vd",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("dfine_l", "rtdetr_r50vd", "dfine_x")),
+        *slow_except((), ("dfine_l", "rtdetr_r50vd", "dfine_x", "deimv2_n")),
     ],
 )
 def test_fused_parts_give_the_same_maps(name: str) -> None:
@@ -218,6 +222,7 @@ def build_parts() -> nn.Module:
         ({"encoder": "deformable"}, "is for encoder='hybrid'"),
         ({"learnable_affine_block": True, "backbone": "resnet18-vd"}, "is for HGNetV2 backbones"),
         ({"dilation": True}, "cannot be dilated"),
+        ({"fusion_block": "lite", "num_feature_levels": 3}, "fuses 2 feature maps, found num_feature_levels=3"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
@@ -267,3 +272,19 @@ def test_stages_of_the_model_are_described() -> None:
     )
     assert "neck.positions" not in [stage.part for stage in stages]
     assert next(stage for stage in stages if stage.part == "backbone").file == "models/backbones/resnet_vd.py"
+
+
+def test_a_coarser_map_is_pooled_with_the_mean_of_its_cells() -> None:
+    """3 x 3 cells of ones become 2 x 2: corners see 4 ones in windows of 9, and all get the mean of the map."""
+    projection = PooledProjection(1, 4).eval()
+    with torch.no_grad():
+        for convolution in (one for one in projection.modules() if isinstance(one, torch.nn.Conv2d)):
+            convolution.weight.copy_(torch.eye(4, convolution.in_channels)[:, :, None, None])
+        fine, coarse = projection([torch.ones(1, 1, 3, 3)], LevelPadding(None))
+    scale = (1 + 1e-5) ** -0.5  # of every norm, whose epsilon is added to a variance of 1
+    assert fine.shape == (1, 4, 3, 3)
+    pooled = torch.nn.functional.silu(torch.tensor(4 / 9 * scale * scale))
+    expected = torch.nn.functional.silu(2 * pooled * scale)
+    torch.testing.assert_close(coarse[0, 0], expected.expand(2, 2))
+    zero = torch.nn.functional.silu(torch.zeros(()))
+    torch.testing.assert_close(coarse[0, 1], zero.expand(2, 2))

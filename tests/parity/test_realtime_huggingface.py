@@ -1,10 +1,10 @@
-"""Parity with transformers' RTDetr, RTDetrV2 and DFine on random weights, converted in both directions."""
+"""Parity with transformers' RTDetr, RTDetrV2, DFine and Deimv2 on random weights, converted in both directions."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.modern import CLASSES, build_transformers, draw_image, randomize
+from benchmarks.modern import CLASSES, build_transformers, draw_image, randomize, settings_of
 
 from detrkit import DETR, Detector, build_model
 from detrkit.checkpoints.conversion.huggingface import huggingface_to_detrkit, write_huggingface_folder
@@ -34,18 +34,19 @@ def compare(model: DETR, other: torch.nn.Module, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("preset", CLASSES)
 def test_weights_of_transformers_give_the_same_predictions(preset: str) -> None:
     other = build_transformers(preset)
-    model = build_model(preset).eval()
+    model = build_model(preset, **settings_of(preset)).eval()
     load_state_dict(model, huggingface_to_detrkit(other.state_dict()))
     # transformers corrected the order of the positions on maps that are not square; so does a padding-invariant model
     model.padding_invariant = True
-    for size in ((640, 640), (320, 448)):
+    side = default_preprocessing(model.config).image_size
+    for size in ((side, side), (320, 448)):
         compare(model, other, size)
 
 
-@pytest.mark.parametrize("preset", ["rtdetr-r18", "rtdetrv2-s", "dfine-n"])
+@pytest.mark.parametrize("preset", ["rtdetr-r18", "rtdetrv2-s", "dfine-n", "deimv2-atto", "deimv2-n"])
 def test_written_folders_are_read_by_transformers_and_back(preset: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build_model(preset).eval()
+    model = build_model(preset, **settings_of(preset)).eval()
     randomize(model)
     model.padding_invariant = True
     written, again = tmp_path / "written", tmp_path / "again"
@@ -80,7 +81,7 @@ def test_image_processor_of_a_written_folder_prepares_the_same_pixels(tmp_path: 
     torch.testing.assert_close(batch.images, reference, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("preset", ["deim-dfine-n", "deim-rtdetrv2-s", "rtdetrv4-s", "rtdetr-r50-m"])
+@pytest.mark.parametrize("preset", ["deim-dfine-n", "deim-rtdetrv2-s", "rtdetrv4-s", "rtdetr-r50-m", "deimv2-atto"])
 def test_models_that_transformers_cannot_compute_are_not_written(preset: str, tmp_path: Path) -> None:
     model = build_model(preset)
     checkpoint = Checkpoint(

@@ -28,6 +28,7 @@ def test_loss_coefficients_are_the_given_ones_and_matching_costs_are_equal() -> 
     loss = build_criterion(preset_config("detr-tiny"), settings)
     assert loss.weight_dict == {
         "loss_ce": 1.5, "loss_bbox": 4.0, "loss_giou": 3.0, "loss_mask": 7.0, "loss_dice": 6.0,
+        "loss_mask_ce": 7.0, "loss_mask_dice": 6.0,
     }  # fmt: skip
     matcher = loss.matcher
     assert (matcher.cost_class, matcher.cost_bbox, matcher.cost_giou) == (1.5, 4.0, 3.0)

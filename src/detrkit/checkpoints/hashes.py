@@ -3,7 +3,8 @@
 File names of DETR and torchvision end in the first eight digits of the SHA-256. Full hashes and revisions are from public
 records of people who downloaded the files; those of torchvision and DETR agree with the file names, and those of the hub
 with what it says of its files when they are downloaded. What is not listed is trusted at the first download: `HashRecord`
-keeps its hash next to the file, and every later use is compared with it. Light: imports no torch.
+keeps its hash next to the file, and every later use is compared with it. RF-DETR's authors publish MD5 hashes, which are
+compared, too. Light: imports no torch.
 """
 
 import hashlib
@@ -13,15 +14,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from detrkit._internal.documents import parse_json
 from detrkit._internal.files import make_folder, write_text
+from detrkit.checkpoints.zoo_foundation import FILE_MD5, FOUNDATION_FILE_NAMES
 from detrkit.errors import CheckpointError, ConfigError
 
 # how a download is checked: by the full hash, by its first digits, or by what was recorded at the first download
-Check = Literal["SHA-256", "8 digits of SHA-256", "first download"]
+Check = Literal["SHA-256", "8 digits of SHA-256", "MD5", "first download"]
 DOWNLOADS = "detrkit.downloads"  # name of the logger to which downloads are announced; the command line prints it
 RECORD = "detrkit-hashes.json"
 _logger = logging.getLogger(__name__)
@@ -96,7 +99,14 @@ def check_of_file(name: str) -> Check:
     """Return how a file of the authors is checked."""
     if name in FILE_SHA256:
         return "SHA-256"
+    if name in FILE_MD5:
+        return "MD5"
     return "8 digits of SHA-256" if published_digits(name) else "first download"
+
+
+def file_name(url: str) -> str:
+    """Return the name of a file in the cache: that of its address, unless several are called alike."""
+    return FOUNDATION_FILE_NAMES.get(url, url.rsplit("/", 1)[1])
 
 
 def published_digits(name: str) -> str:
@@ -115,6 +125,12 @@ def sha256_of(path: Path) -> str:
     """Compute the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def md5_of(path: Path) -> str:
+    """Compute the MD5 of a file, in hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 class HashRecord:

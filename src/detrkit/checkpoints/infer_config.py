@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from detrkit.checkpoints.adapt import HGNET_STEM, RESNET_STEM, RESNET_VD_STEM
+from detrkit.checkpoints.adapt import HGNET_STEM, RESNET_STEM, RESNET_VD_STEM, VIT_STEM
 from detrkit.checkpoints.conversion.architectures import ARCHITECTURES, architecture_of_names
+from detrkit.checkpoints.conversion.foundation_fields import vit_name
 from detrkit.config.model import ModelConfig
 from detrkit.errors import CheckpointError, ConfigError
 from detrkit.models.backbones import hgnet, resnet
@@ -22,8 +23,11 @@ _RESNETS = {
     (variant.depths, variant.block is Bottleneck, name.endswith("-vd")): name
     for name, variant in resnet.VARIANTS.items()
 }
-# (widths at the begin and end of the stem, convolutions per block)
-_HGNETS = {(variant.stem, variant.num_layers): name for name, variant in hgnet.VARIANTS.items()}
+# (widths at the begin and end of the stem, channels and blocks of the stages, size of the filters of light convolutions)
+_HGNETS = {
+    (variant.stem, variant.channels, variant.depths, variant.light_kernel_size): name
+    for name, variant in hgnet.VARIANTS.items()
+}
 
 
 def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
@@ -55,7 +59,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
         "encoder_layers": _count(state, "encoder.layers"),
         "decoder_layers": _count(state, "decoder.layers"),
         "pre_norm": "encoder.norm.weight" in state,
-        "mask_head": "mask_head.output.weight" in state,
+        "mask_head": any(name.startswith("mask_head.") for name in state),
         "position_embedding": "sine" if table is None else "learned",
         "max_position_embeddings": 50 if table is None else table.shape[0],
         "backbone": backbone,
@@ -81,6 +85,8 @@ def _count(state: Mapping[str, Tensor], layers: str) -> int:
 
 def _backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
     """Return the name of the backbone, and its input channels."""
+    if (vit := vit_name(state)) is not None:
+        return vit, state[VIT_STEM].shape[1]
     if (stem := state.get(HGNET_STEM)) is not None:
         return _hgnet(state), stem.shape[1]
     vd_stem = state.get(RESNET_VD_STEM)
@@ -97,8 +103,14 @@ def _backbone(state: Mapping[str, Tensor]) -> tuple[str, int]:
 
 def _hgnet(state: Mapping[str, Tensor]) -> str:
     first, last = (state[f"backbone.body.stem.stem{part}.convolution.weight"].shape[0] for part in (1, 4))
-    layers = _count(state, "backbone.body.stages.0.blocks.0.layers")
-    name = _HGNETS.get(((first, last), layers))
+    stages = [f"backbone.body.stages.{stage}" for stage in range(_count(state, "backbone.body.stages"))]
+    channels = tuple(state[f"{one}.blocks.0.aggregation.1.convolution.weight"].shape[0] for one in stages)
+    depths = tuple(_count(state, f"{one}.blocks") for one in stages)
+    kernel_size = state["backbone.body.stages.2.blocks.0.layers.0.depthwise.convolution.weight"].shape[-1]
+    name = _HGNETS.get(((first, last), channels, depths, kernel_size))
     if name is None:
-        raise CheckpointError(f"checkpoint: its HGNetV2 has a stem of widths {first, last}, expected one of B0 to B6")
+        raise CheckpointError(
+            f"checkpoint: its HGNetV2 has a stem of widths {first, last} and {depths} blocks per stage, expected one of "
+            "Atto, Femto, Pico and B0 to B6"
+        )
     return name

@@ -16,6 +16,7 @@ from detrkit.checkpoints.containers import is_native, select_weights
 from detrkit.checkpoints.conversion.architectures import architecture_of_names
 from detrkit.checkpoints.conversion.huggingface import read_huggingface
 from detrkit.checkpoints.conversion.official import read_official
+from detrkit.checkpoints.conversion.registry import huggingface_conversion
 from detrkit.checkpoints.download import official_weights
 from detrkit.checkpoints.export_formats import is_exported
 from detrkit.checkpoints.files import read_safetensors, read_sharded, read_torch_file
@@ -32,8 +33,7 @@ from detrkit.checkpoints.sources import (
     local_file,
     note_on_folder,
 )
-from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES
-from detrkit.checkpoints.zoo_realtime import REALTIME_PARAMETERS
+from detrkit.checkpoints.zoo import HUB_MODELS, LATER_FILES, MODEL_NAMES
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import COCO_NAMES, Categories, contiguous_coco_categories, default_categories
 from detrkit.data.objects365 import OBJECTS365_SLOTS, objects365_categories
@@ -77,7 +77,7 @@ def load_checkpoint(
     notes = note_on_folder(path)
     if file is None and name in MODEL_NAMES and name not in HUB_MODELS:
         file = official_weights(name)
-        model = name if model is None and name in REALTIME_PARAMETERS else model
+        model = name if model is None and name in LATER_FILES else model
     if file is None:
         hub = hub_source(source) or HubSource(HUB_MODELS[name])
         snapshot = hub_snapshot(hub.repo_id, hub.revision)
@@ -147,7 +147,9 @@ def _read_state_dict(
         return Checkpoint(
             tensors, config, _default_categories(config), default_preprocessing(config), notes=tuple(notes)
         )
-    if official := read_official(tensors, args):
+    # Hugging Face's files of RF-DETR have the authors' names
+    is_folder = path.name == WEIGHTS_FILE and (path.parent / "config.json").is_file()
+    if not (is_folder and huggingface_conversion(tensors)) and (official := read_official(tensors, args)):
         state, fields = official
         if "dc5" in path.name.lower():
             fields.setdefault("dilation", True)

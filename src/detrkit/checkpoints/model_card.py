@@ -41,7 +41,7 @@ def model_card(
                 "## Metrics",
                 _metrics(metrics),
                 "## Licence",
-                "See `license` above." if licence else "Not stated yet: the owner fills in `license` above.",
+                _licence(licence, checkpoint),
             ]
         )
         + "\n"
@@ -114,6 +114,16 @@ def _metrics(metrics: Mapping[str, float] | None) -> str:
     if not metrics:
         return "Not evaluated yet."
     return _table(("metric", "value"), ((name, f"{value:.3f}") for name, value in metrics.items()))
+
+
+def _licence(licence: str | None, checkpoint: Checkpoint) -> str:
+    text = "See `license` above." if licence else "Not stated yet: the owner fills in `license` above."
+    if checkpoint.config.backbone.startswith("dinov2-"):
+        text += (
+            " The published weights of RF-DETR and of its backbone, DINOv2, are under the Apache License 2.0: what derives "
+            "from them keeps their licence and notices."
+        )
+    return text
 
 
 def _table(heads: tuple[str, str], rows: Iterable[tuple[object, object]]) -> str:

@@ -88,6 +88,9 @@ def _shown_fields(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str,
     table = state.get("query_source.weight")
     if table is not None and table.ndim == 2:
         fields["num_queries"] = len(table)
+    content = state.get("query_source.content")
+    if content is not None and content.ndim == 3:
+        fields |= {"group_detr": content.shape[0], "num_queries": content.shape[1]}
     stem = next((state[name] for name in FIRST_CONVOLUTIONS if name in state), None)
     if stem is not None and stem.ndim == 4:
         fields["in_channels"] = stem.shape[1]

@@ -18,6 +18,7 @@ from detrkit._internal.files import write_tensors
 from detrkit.checkpoints.files import HEADER_KEY, read_safetensors
 from detrkit.checkpoints.state_dict import check_state_dict, load_state_dict
 from detrkit.config.model import ModelConfig
+from detrkit.config.model_validation import check_image_size
 from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.batching import extend_to_channels, normalization_stats
 from detrkit.data.categories import Categories
@@ -128,15 +129,21 @@ class Preprocessing(BaseModel):
 
 
 def default_preprocessing(config: ModelConfig, image_size: int | None = None) -> Preprocessing:
-    """Return how images are prepared for the published weights of a model: stretched and not normalised for RT-DETR's.
+    """Return how images are prepared for the published weights of a model.
+
+    They are stretched for RT-DETR, D-FINE, LW-DETR and RF-DETR, and not normalised for the first two.
 
     Args:
         config: of the model.
         image_size: shorter side in pixels, or side of the square; default: as published.
+
+    Raises:
+        ConfigError: a ViT cannot cut images of this size into patches and windows.
     """
-    if config.is_hybrid:
-        size = REALTIME_SIZE if image_size is None else (image_size, image_size)
-        return Preprocessing(image_size=min(size), resize="stretch", size=size, normalize=False)
+    if config.published_side is not None:
+        side = image_size or config.published_side
+        check_image_size((side, side), config.size_divisor)
+        return Preprocessing(image_size=side, resize="stretch", size=(side, side), normalize=not config.is_hybrid)
     return Preprocessing() if image_size is None else Preprocessing(image_size=image_size)
 
 

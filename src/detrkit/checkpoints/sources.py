@@ -6,9 +6,10 @@ from pathlib import Path, PureWindowsPath
 
 from detrkit._internal.documents import parse_json
 from detrkit.checkpoints.export_formats import is_exported
-from detrkit.checkpoints.zoo import HUB_MODELS, MODEL_NAMES, OFFICIAL_FILES
-from detrkit.checkpoints.zoo_realtime import REALTIME_FILES, REALTIME_PAGES
+from detrkit.checkpoints.zoo import HUB_MODELS, LATER_FILES, MODEL_NAMES, OFFICIAL_FILES
+from detrkit.checkpoints.zoo_realtime import REALTIME_PAGES
 from detrkit.errors import CheckpointError, did_you_mean
+from detrkit.models.presets_refused import REFUSED_PRESETS
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_SUFFIX = ".index.json"  # of files that list the parts of large models
@@ -212,6 +213,8 @@ def check_source(source: Path | str) -> None:
             )
     elif name in MODEL_NAMES:
         _check_published(name)
+    elif name in REFUSED_PRESETS and not path.is_file():
+        raise CheckpointError(f"{name} is not included: {REFUSED_PRESETS[name]}.")
     elif not path.is_file():
         if HUB_ID.fullmatch(name):
             raise CheckpointError(
@@ -224,7 +227,7 @@ def check_source(source: Path | str) -> None:
 
 
 def _check_published(preset: str) -> None:
-    published = (*OFFICIAL_FILES, *HUB_MODELS, *REALTIME_FILES, *REALTIME_PAGES)
+    published = (*OFFICIAL_FILES, *HUB_MODELS, *LATER_FILES, *REALTIME_PAGES)
     if preset not in published:
         raise CheckpointError(
             f"{preset}: no weights of this model were published; use one of {', '.join(published)}, or train it"

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex, overload
 
-from detrkit.checkpoints.hashes import Check, check_of_file, check_of_hub
+from detrkit.checkpoints.hashes import Check, check_of_file, check_of_hub, file_name
+from detrkit.checkpoints.zoo_foundation import (
+    FOUNDATION_AP,
+    FOUNDATION_FAMILIES,
+    FOUNDATION_FILES,
+    FOUNDATION_PARAMETERS,
+)
 from detrkit.checkpoints.zoo_realtime import (
     REALTIME_AP,
     REALTIME_FAMILIES,
@@ -40,6 +46,8 @@ HUB_MODELS = {
     "table-transformer-structure-recognition": "microsoft/table-transformer-structure-recognition",
     **REALTIME_HUB_MODELS,
 }
+# files of the authors of later architectures
+LATER_FILES = {**REALTIME_FILES, **FOUNDATION_FILES}
 _TORCHVISION = "https://download.pytorch.org/models/"
 _IMAGENET_FILES = {
     "resnet18": "resnet18-f37072fd.pth",
@@ -57,6 +65,8 @@ IMAGENET_URLS = {
     "resnet50-vd": f"{_RTDETR}ResNet50_vd_ssld_v2_pretrained_from_paddle.pth",
     "resnet101-vd": f"{_RTDETR}ResNet101_vd_ssld_pretrained_from_paddle.pth",
     **{f"hgnetv2-b{size}": f"{_DFINE}PPHGNetV2_B{size}_stage1.pth" for size in range(7)},
+    # as published: those of B0, of which their stages are parts
+    **{f"hgnetv2-{size}": f"{_DFINE}PPHGNetV2_B0_stage1.pth" for size in ("atto", "femto", "pico")},
 }
 
 
@@ -67,14 +77,14 @@ class ModelInfo:
     Attributes:
         name: of the preset.
         family: architecture: "DETR", "Conditional DETR", "DAB-DETR", "Deformable DETR", "Table Transformer", "RT-DETR",
-            "RT-DETRv2", "D-FINE", "DEIM", "RT-DETRv4" or "detrkit".
+            "RT-DETRv2", "D-FINE", "DEIM", "RT-DETRv4", "DEIMv2", "LW-DETR", "RF-DETR" or "detrkit".
         parameters: number of parameters, with the preset's number of classes.
         ap: published AP of the boxes on COCO val2017, 0..1; None if it is unknown.
         code_licence: of the authors' code (SPDX); None if not known here.
         weights_licence: of the published weights (SPDX), as stated where they are downloaded; None if unknown or none.
         source: address of the weights that the name loads; None if none were published.
-        checked_by: how the download is checked: by the full SHA-256, the first digits of it, or the SHA-256 of the first
-            download, which is recorded in the cache; None without weights.
+        checked_by: how the download is checked: by the full SHA-256, the first digits of it, the MD5, or the SHA-256 of the
+            first download, which is recorded in the cache; None without weights.
     """
 
     name: str
@@ -122,8 +132,8 @@ class ModelList(Sequence[ModelInfo]):
 
 
 def official_url(preset: str) -> str:
-    """Return the address of the official weights file of a preset of `OFFICIAL_FILES` or `REALTIME_FILES`."""
-    return REALTIME_FILES[preset] if preset in REALTIME_FILES else _DETR + OFFICIAL_FILES[preset]
+    """Return the address of the official weights file of a preset of `OFFICIAL_FILES` or `LATER_FILES`."""
+    return LATER_FILES[preset] if preset in LATER_FILES else _DETR + OFFICIAL_FILES[preset]
 
 
 def imagenet_url(backbone: str) -> str | None:
@@ -167,6 +177,7 @@ _PARAMETERS = {
     "table-transformer-detection": 28_799_431,
     "table-transformer-structure-recognition": 28_828_619,
     **REALTIME_PARAMETERS,
+    **FOUNDATION_PARAMETERS,
     "detr-tiny": 1_567_104,
     "detrkit-s": 1_376_348,
     "detrkit-m": 16_098_748,
@@ -194,6 +205,7 @@ _AP = {
     "deformable-detr-r50-refine": 0.462,
     "deformable-detr-r50-two-stage": 0.469,
     **REALTIME_AP,
+    **FOUNDATION_AP,
 }
 _FAMILIES = {
     "detr-tiny": "detrkit",
@@ -203,6 +215,7 @@ _FAMILIES = {
     "deformable-detr": "Deformable DETR",
     "table-transformer": "Table Transformer",
     **REALTIME_FAMILIES,
+    **FOUNDATION_FAMILIES,
     "detr": "DETR",
 }
 # LICENSE files of the authors' repositories, and of detrkit
@@ -213,12 +226,12 @@ def _model_info(name: str) -> ModelInfo:
     family = next(family for prefix, family in _FAMILIES.items() if name.startswith(prefix))
     hub_id = HUB_MODELS.get(name)
     source = f"https://huggingface.co/{hub_id}" if hub_id else None
-    # the same as the code's, as stated on the model cards, and in the README of facebookresearch/detr for both
+    # the same as the code's, as stated on the model cards, and in the READMEs of facebookresearch/detr and roboflow/rf-detr
     licence, checked_by = _CODE_LICENCES[family], check_of_hub(hub_id) if hub_id else None
-    weights_licence = licence if hub_id or name in OFFICIAL_FILES else None
-    if name in OFFICIAL_FILES or name in REALTIME_FILES:
+    weights_licence = licence if hub_id or name in OFFICIAL_FILES or family == "RF-DETR" else None
+    if name in OFFICIAL_FILES or name in LATER_FILES:
         source = official_url(name)
-        checked_by = check_of_file(source.rsplit("/", 1)[1])
+        checked_by = check_of_file(file_name(source))
     source = REALTIME_PAGES.get(name, source)
     return ModelInfo(name, family, _PARAMETERS[name], _AP.get(name), licence, weights_licence, source, checked_by)
 

@@ -1,4 +1,4 @@
-"""Published RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4: numbers and sources. Light: imports no torch."""
+"""Published RT-DETR, RT-DETRv2, D-FINE, DEIM, RT-DETRv4 and DEIMv2: numbers and sources. Light: imports no torch."""
 
 _RTDETR = "https://github.com/lyuwenyu/storage/releases/download/"
 _DFINE = "https://github.com/Peterande/storage/releases/download/dfinev1.0/"
@@ -9,6 +9,7 @@ REALTIME_FAMILIES = {
     "rtdetrv4": "RT-DETRv4",
     "rtdetr": "RT-DETR",
     "dfine": "D-FINE",
+    "deimv2": "DEIMv2",
     "deim": "DEIM",
 }
 # the authors' weights in Hugging Face's format, as safetensors
@@ -36,6 +37,11 @@ REALTIME_HUB_MODELS = {
     "dfine-s-obj2coco": "ustc-community/dfine-small-obj2coco",
     "dfine-m-obj2coco": "ustc-community/dfine-medium-obj2coco",
     "dfine-x-obj2coco": "ustc-community/dfine-xlarge-obj2coco",
+    # in the names of their authors
+    "deimv2-atto": "Intellindust/DEIMv2_HGNetv2_ATTO_COCO",
+    "deimv2-femto": "Intellindust/DEIMv2_HGNetv2_FEMTO_COCO",
+    "deimv2-pico": "Intellindust/DEIMv2_HGNetv2_PICO_COCO",
+    "deimv2-n": "Intellindust/DEIMv2_HGNetv2_N_COCO",
 }
 # files of the authors for which there is no safetensors file; their names hold no hash
 REALTIME_FILES = {
@@ -106,9 +112,13 @@ REALTIME_PARAMETERS = {
     "deim-dfine-x-obj2coco": _DEIM_PARAMETERS["x"],
     **_named("deim-rtdetrv2-{}", _DEIM_V2_PARAMETERS),
     **_named("rtdetrv4-{}", _V4_PARAMETERS),
+    "deimv2-atto": 508_985,
+    "deimv2-femto": 983_945,
+    "deimv2-pico": 1_539_539,
+    "deimv2-n": 3_600_421,
 }
 # AP of the boxes on COCO val2017: READMEs of lyuwenyu/RT-DETR (of the PyTorch files), Peterande/D-FINE,
-# Intellindust-AI-Lab/DEIM and RT-DETRs/RT-DETRv4
+# Intellindust-AI-Lab/DEIM, RT-DETRs/RT-DETRv4 and Intellindust-AI-Lab/DEIMv2
 REALTIME_AP = {
     "rtdetr-r18": 0.464,
     "rtdetr-r34": 0.489,
@@ -154,4 +164,8 @@ REALTIME_AP = {
     "rtdetrv4-m": 0.537,
     "rtdetrv4-l": 0.554,
     "rtdetrv4-x": 0.570,
+    "deimv2-atto": 0.238,
+    "deimv2-femto": 0.310,
+    "deimv2-pico": 0.385,
+    "deimv2-n": 0.430,
 }

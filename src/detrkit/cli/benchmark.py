@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def benchmark(
     *sources: str,
-    size: str = "800x1066",
+    size: str | None = None,
     batch_size: int = 1,
     rounds: int = 10,
     precisions: Annotated[
@@ -47,7 +47,8 @@ def benchmark(
     sources
         Presets (with random weights), run folders, weights files, exported files; detr-r50 by default.
     size
-        Size of the images as the model sees them, HEIGHTxWIDTH in pixels.
+        Size of the images as the models see them, HEIGHTxWIDTH in pixels. Default: of the squares to which the first
+        model stretches images, or 800x1066.
     batch_size
         Images per batch.
     rounds
@@ -67,7 +68,7 @@ def benchmark(
     output
         Folder for benchmark.html, benchmark.png and benchmark.json.
     """
-    height_width = parse_size(size)
+    height_width = None if size is None else parse_size(size)
     check_minimum("batch_size", batch_size, 1)
     check_minimum("rounds", rounds, 1)
     check_device_name(device)

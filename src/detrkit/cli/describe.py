@@ -35,7 +35,7 @@ def describe(
     source: str,
     /,
     *,
-    size: str = "800x1066",
+    size: str | None = None,
     model: str | None = None,
     state_dict_key: str | None = None,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
@@ -49,7 +49,8 @@ def describe(
     source
         Preset, run folder or weights file.
     size
-        Size of the image as the model sees it, HEIGHTxWIDTH in pixels.
+        Size of the image as the model sees it, HEIGHTxWIDTH in pixels. Default: of the squares to which the model
+        stretches images, or 800x1066.
     model
         Preset, or config.yaml of a run, of weights that do not describe their model, such as a saved state_dict().
     state_dict_key
@@ -57,7 +58,7 @@ def describe(
     output
         Figure of the tensor shapes to write: .svg, .png or .pdf.
     """
-    height_width = parse_size(size)
+    height_width = None if size is None else parse_size(size)
     if output is not None:
         if output.suffix.lower() not in _FIGURE_SUFFIXES:
             raise ConfigError(f"{arg('output', output)} has the wrong suffix; expected {', '.join(_FIGURE_SUFFIXES)}.")
@@ -86,6 +87,10 @@ def _print_description(description: "ModelDescription") -> None:
         (stage.part, "\n".join(map(str, stage.io.outputs)), f"{stage.num_parameters:,}", f"{stage.gflops:.2f}")
         for stage in description.stages
     ]
+    others = description.num_parameters - sum(stage.num_parameters for stage in description.stages)
+    if others:
+        gflops = description.gflops - sum(stage.gflops for stage in description.stages)
+        rows.append(("others", "", f"{others:,}", f"{gflops:.2f}"))
     rows.append(("all", "", f"{description.num_parameters:,}", f"{description.gflops:.2f}"))
     console = get_console()
     title = f"{description.name}, an image of {height} x {width} px"

@@ -53,7 +53,8 @@ def export(
     postprocess
         The exported model returns scores, labels and boxes in pixels, and takes the images' sizes.
     image_size
-        Shorter side in pixels to which images are resized. Default: the model's own.
+        Shorter side in pixels to which images are resized, or side of the square to which models that stretch images
+        resize them. Default: the model's own.
     max_images
         Images to compare on; at most 4 are synthetic.
     max_calibration_images

@@ -15,7 +15,7 @@ MAX_UNREADABLE = 0.01  # fraction of the images
 Part = Literal["backbone", "neck", "encoder", "query_source", "decoder", "heads", "mask_head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 BoxNoise = Literal["center_size", "corners", "ordered_corners"]
-ClassLoss = Literal["default", "align", "vfl", "mal"]  # classification loss
+ClassLoss = Literal["default", "align", "ia_bce", "vfl", "mal"]  # classification loss
 BOXES = "boxes"  # in `freeze`: every part but the mask head
 
 
@@ -103,13 +103,19 @@ class ScheduleConfig(_Group):
     lr_scheduler: Literal["step", "cosine", "flat_cosine", "constant"] = Field(
         default="step",
         description="'step' divides the learning rates by 10 once, 'cosine' lowers them to 0; 'flat_cosine' halves them "
-        "between flat_until and strong_aug_until (DEIM)",
+        "between flat_until and cosine_until (DEIM)",
     )
     lr_drop: float = Field(
         default=2 / 3, gt=0, le=1, description="fraction of the run after which 'step' divides by 10"
     )
     flat_until: float = Field(
         default=0.5, ge=0, le=1, description="fraction of the run after which 'flat_cosine' lowers the learning rates"
+    )
+    cosine_until: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="fraction of the run after which 'flat_cosine' has halved the learning rates; null: strong_aug_until",
     )
     warmup_steps: int = Field(default=0, ge=0, description="steps of warm-up from 0")
     warmup: Literal["linear", "quadratic"] = Field(default="linear", description="course of the warm-up")
@@ -181,8 +187,9 @@ class AugmentationConfig(_Group):
         default=0,
         ge=0,
         le=100,
-        description="resize each batch to 0.75 to 1.25 times its size at random, in steps of 32 pixels; the size itself is "
-        "drawn so many times as often as any other (RT-DETR: 3); 0 disables it",
+        description="resize each batch to 0.75 to 1.25 times its size at random, in steps of 32 pixels (ViTs: 3 smaller "
+        "and 4 larger multiples of patches x windows); the size itself is drawn so many times as often as any other "
+        "(RT-DETR: 3); 0 disables it",
     )
     mosaic_until: float = Field(
         default=1.0,
@@ -212,20 +219,38 @@ class LossConfig(_Group):
     )
     bbox_loss_coef: float = Field(default=5.0, ge=0, description="weight of the L1 box loss and matching cost")
     giou_loss_coef: float = Field(default=2.0, ge=0, description="weight of the GIoU loss and matching cost")
-    mask_loss_coef: float = Field(default=1.0, ge=0, description="weight of the focal loss of masks")
-    dice_loss_coef: float = Field(default=1.0, ge=0, description="weight of the dice loss of masks")
+    mask_loss_coef: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of the focal loss of masks; of mixed queries (RF-DETR), of their binary cross-entropy at "
+        "points, and of that as a matching cost",
+    )
+    dice_loss_coef: float = Field(
+        default=1.0, ge=0, description="weight of the dice loss of masks; of mixed queries, also of this matching cost"
+    )
     eos_coef: float = Field(default=0.1, gt=0, description="weight of the no-object class in the cross-entropy")
     cls_loss: ClassLoss = Field(
         default="default",
         description="classification loss; 'default' is cross-entropy of softmax and focal loss of sigmoid scores; for "
-        "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'vfl' (varifocal, RT-DETR) and "
-        "'mal' (matchability-aware, DEIM)",
+        "sigmoid scores also, with targets that follow the box's IoU, 'align' (Align-DETR), 'ia_bce' (the same with the "
+        "weights of LW-DETR and RF-DETR), 'vfl' (varifocal, RT-DETR) and 'mal' (matchability-aware, DEIM)",
     )
     fgl_loss_coef: float = Field(
         default=0.15, ge=0, description="weight of the fine-grained localization loss of edge distributions (D-FINE)"
     )
     ddf_loss_coef: float = Field(
         default=1.5, ge=0, description="weight of the distillation of edge distributions by the last layer (D-FINE)"
+    )
+    match_union: bool = Field(
+        default=True,
+        description="fine_grained decoder: boxes of all layers are trained on the union of their matches (D-FINE); "
+        "false: on each layer's own (DEIMv2-Atto to -Pico)",
+    )
+    quality_matching_from: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="fraction of the run from which sigmoid scores and boxes are matched by score * IoU^4 alone (DEIMv2)",
     )
     look_forward_twice: bool = Field(
         default=False,

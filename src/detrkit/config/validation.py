@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from detrkit.config.model import ModelConfig
-from detrkit.config.model_validation import Rules, check_rules
+from detrkit.config.model_validation import Rules, check_image_size, check_rules
 from detrkit.config.setting_groups import AuxiliaryQueriesConfig, LossConfig
 from detrkit.config.training import TrainingConfig
 from detrkit.config.without_effect import check_overrides_with_effect, check_settings_with_effect
@@ -67,9 +67,26 @@ def check_run(config: "RunConfig", model: ModelConfig, preset: ModelConfig) -> N
     check_rules(_first_weights_rules(config, model))
     check_auxiliary_queries(model, settings)
     check_augmentation(settings, model.in_channels)
+    check_resizing(model, settings)
     check_evaluation(settings)
     check_settings_with_effect(model, settings)
     check_overrides_with_effect(config, model, preset)
+
+
+def check_resizing(model: ModelConfig, settings: TrainingConfig) -> None:
+    """Check that a ViT can cut the resized images into patches and windows.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not model.is_vit:
+        return
+    if settings.keep_aspect_ratio:
+        raise ConfigError(
+            f"{arg('keep_aspect_ratio', True)} gives images of all sizes, but {arg('backbone', model.backbone)} needs "
+            f"sides that are multiples of {model.size_divisor}. Set {arg('keep_aspect_ratio', False)}."
+        )
+    check_image_size((settings.image_size, settings.image_size), model.size_divisor)
 
 
 def check_auxiliary_queries(model: ModelConfig, settings: TrainingConfig) -> None:
@@ -116,16 +133,22 @@ def _auxiliary_rules(auxiliary: AuxiliaryQueriesConfig) -> Rules:
 
 
 def _selected_query_rules(model: ModelConfig, auxiliary: AuxiliaryQueriesConfig) -> Rules:
-    """Rules for the denoising queries of RT-DETR and D-FINE."""
+    """Rules for training-only queries of RT-DETR, D-FINE, LW-DETR and RF-DETR."""
     is_selected = model.queries == "selected"
+    makes_queries = auxiliary.query_groups > 1 or auxiliary.hybrid_queries > 0
     return [
+        (
+            model.queries == "mixed" and (auxiliary.has_denoising or makes_queries),
+            f"{arg('query_groups')}, {arg('hybrid_queries')} and denoising do not work with {arg('queries', 'mixed')}, "
+            f"which has groups of its own. Leave them out, or set {arg('group_detr')}.",
+        ),
         (
             is_selected and auxiliary.has_denoising and not auxiliary.contrastive_denoising,
             f"{arg('queries', 'selected')} needs denoising with negatives, as published. Set "
             f"{arg('contrastive_denoising', True)}.",
         ),
         (
-            is_selected and (auxiliary.query_groups > 1 or auxiliary.hybrid_queries > 0),
+            is_selected and makes_queries,
             f"{arg('query_groups')} and {arg('hybrid_queries')} do not work with {arg('queries', 'selected')}, whose "
             "cells are selected once. Leave them out.",
         ),

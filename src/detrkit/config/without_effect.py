@@ -70,7 +70,7 @@ def _unused_by_schedule(settings: TrainingConfig) -> _Unused:
         ),
         (
             scheduler != "flat_cosine",
-            ("flat_until",),
+            ("flat_until", "cosine_until"),
             f"it is for {arg('lr_scheduler', 'flat_cosine')}, found {arg('lr_scheduler', scheduler)}. Leave it out.",
         ),
         (
@@ -126,9 +126,19 @@ def _unused_by_model(model: ModelConfig) -> _Unused:
             f"it is for edge distributions of {arg('decoder', 'fine_grained')}. Leave it out.",
         ),
         (
+            model.decoder != "fine_grained",
+            ("match_union",),
+            f"it is for {arg('decoder', 'fine_grained')}. Leave it out.",
+        ),
+        (
+            model.class_scores != "sigmoid",
+            ("quality_matching_from",),
+            "it is for sigmoid scores, and this model has softmax scores. Leave it out.",
+        ),
+        (
             not model.mask_head,
             ("mask_loss_coef", "dice_loss_coef"),
-            "this model predicts no masks. Leave it out, or choose a model that ends in -panoptic.",
+            "this model predicts no masks. Leave it out, or choose one that ends in -panoptic, or rfdetr-seg-nano.",
         ),
         (
             not model.is_deformable,

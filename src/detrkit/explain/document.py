@@ -12,18 +12,21 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from detrkit.config.model import ModelConfig
 from detrkit.explain.explanation import Explanation
 from detrkit.explain.masks import Masks, pack_masks, pack_segments
 from detrkit.explain.matching import MatchingExplanation
 from detrkit.explain.packing import BinaryBlock, max_queries, pack_decoder, pack_encoder, pack_points
 from detrkit.explain.query_packing import levels_of, pack_edges, pack_selection
 from detrkit.explain.stage_descriptions import describe_outputs
+from detrkit.models.attention.recording import AttentionKind, RecordedAttention
 
 _MAX_IMAGE_SIDE = 1066  # pixels
 _MAX_IMAGE_BYTES = 240_000
 _MAX_PNG_SIDE = 256  # pixels; images up to this size stay lossless
 _JPEG_QUALITIES = (88, 80, 70, 55, 40)
 _NUM_TOP_CLASSES = 3
+_KIND_NAMES: dict[str, AttentionKind] = {"encoder": "encoder", "self": "decoder_self", "cross": "decoder_cross"}
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> P
         },
         "model": {
             "name": explanation.model_name,
-            "heads": config.num_heads,
+            "heads": _num_heads(attention),
             "encoderLayers": len(attention.layers["encoder"]),
             "decoderLayers": len(attention.layers["decoder_cross"]),  # fewer than in training for rtdetr-r50-m
             "featureLevels": config.num_feature_levels,
+            "windows": _windows(config),
             "outputs": {"boxes": config.detections_per_image, "description": describe_outputs(config)},
         },
         "classes": explanation.categories.names,
@@ -92,6 +96,25 @@ def page_document(explanation: Explanation, *, queries: Sequence[int] = ()) -> P
     if masks is not None:
         document["masks"] = _masks(explanation, masks, block, included)
     return PageDocument(document, bytes(block.content))
+
+
+def _windows(config: ModelConfig) -> dict[str, Any] | None:
+    """Return the windows of a ViT on each side of the image, and the blocks in which all of them attend to each other."""
+    if not config.is_vit:
+        return None
+    return {
+        "perSide": config.num_windows,
+        "globalLayers": config.global_layers,
+        "hasClassToken": config.backbone.startswith("dinov2-"),
+    }
+
+
+def _num_heads(attention: RecordedAttention) -> dict[str, int]:
+    """Return the number of heads by kind of attention; 0 for kinds that the model lacks."""
+    return {
+        name: layers[0].module.num_heads if (layers := attention.layers[kind]) else 0
+        for name, kind in _KIND_NAMES.items()
+    }
 
 
 def _included_queries(explanation: Explanation, requested: Sequence[int], limit: int) -> list[int]:

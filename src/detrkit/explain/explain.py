@@ -187,4 +187,6 @@ def _criterion(source: Path | str | Detector, detector: Detector) -> SetCriterio
     if config.queries == "selected":  # RT-DETR and its descendants
         cls_loss = common_settings(source if isinstance(source, str) else "")["cls_loss"][0]
         return build_criterion(config, TrainingConfig(loss=LossConfig(cls_loss=cls_loss)))
+    if config.queries == "mixed":  # LW-DETR and RF-DETR
+        return build_criterion(config, TrainingConfig(loss=LossConfig(cls_loss="ia_bce", cls_loss_coef=1.0)))
     return SetCriterion(config.num_classes, class_scores=config.class_scores)

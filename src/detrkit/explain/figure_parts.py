@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detrkit.explain.explanation import Explanation
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
+from detrkit.models.attention.recording_windows import WindowAttentionInputs
 from detrkit.visualization.draw import color_of
 from detrkit.visualization.figures import Dots, DrawnBox
 
@@ -54,6 +55,12 @@ def attention_map(
 ) -> Float[Tensor, "h w"]:
     """Return the attention of a query or token in the chosen layer and head."""
     return explanation.attention.maps(kind, options.layer, heads=options.heads, queries=[query]).mean(0)[0]
+
+
+def window_box(explanation: Explanation, options: FigureOptions, cell: int) -> tuple[float, ...] | None:
+    """Return the window of a ViT that a cell attends to in the chosen block; None if it attends to all cells."""
+    inputs = explanation.attention.inputs("encoder", options.layer)
+    return inputs.window_box(cell) if isinstance(inputs, WindowAttentionInputs) else None
 
 
 def map_size(explanation: Explanation) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from detrkit.explain.figure_parts import (
     level_names,
     map_size,
     shown_queries,
+    window_box,
 )
 from detrkit.explain.query_figures import distributions_figure, layers_figure, selection_figure
 from detrkit.explain.stages import StageIO
@@ -97,6 +98,7 @@ def _encoder_figure(explanation: Explanation, options: FigureOptions) -> Figure:
             title=f"from ({point[0]:.0f}, {point[1]:.0f})",
             color=point_color(index),
             point=point,
+            box=window_box(explanation, options, grid.token_at(*point)),
         )
         for index, point in enumerate(points[:MAX_PANELS])
     ]

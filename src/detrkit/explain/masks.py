@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,10 +12,9 @@ from torch.nn import functional as F
 from detrkit.data.categories import Categories
 from detrkit.explain.packing import ArrayLocation, BinaryBlock
 from detrkit.models.attention.recording import RecordedAttention
-from detrkit.models.heads.panoptic import MaskInputs, PanopticHead, PanopticMasks
 from detrkit.ops.masks import Size, covered_size, resize_nearest
 from detrkit.postprocess.panoptic import keep_queries, merge_segments, to_segments
-from detrkit.structures import Batch, PanopticSegments
+from detrkit.structures import Batch, MaskSource, PanopticSegments
 
 MAX_MASK_SIDE = 134  # values; half of DETR's mask resolution at 800 x 1066 px
 _MAX_SEGMENTS_SIDE = 267
@@ -28,28 +26,27 @@ class Masks:
     """Masks of one image, computed when requested.
 
     Attributes:
-        head: mask head of the model.
-        inputs: its inputs for the image.
+        source: computes masks of the image's queries.
+        padded: (height, width) in pixels that masks are of, padding included.
         resized: (height, width) of the image as the model sees it, without padding.
         padding_invariant: as in `postprocess.masks.attach_masks`.
     """
 
-    head: PanopticHead
-    inputs: MaskInputs
+    source: MaskSource
+    padded: Size
     resized: Size
     padding_invariant: bool
 
     @torch.no_grad()
     def logits(self, queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P _ _"]:
         """Compute the mask logits of some queries, padding included."""
-        logits = cast(Tensor, self.head(self.inputs, queries.to(self.inputs.states.device), counts))
-        return logits.float().cpu()
+        return self.source.masks_of(queries, counts).float().cpu()
 
     @cached_property
     def cell_size(self) -> tuple[float, float]:
         """Height and width of a mask cell in pixels of the resized image."""
-        cells, padded = self.inputs.mask_size, self.inputs.image_size
-        covers = covered_size(torch.empty(0, *cells), padded) if self.padding_invariant else padded
+        cells = self.source.mask_size
+        covers = covered_size(torch.empty(0, *cells), self.padded) if self.padding_invariant else self.padded
         return covers[0] / cells[0], covers[1] / cells[1]
 
     @property
@@ -74,7 +71,7 @@ class Masks:
         """Rows and columns of cells that overlap the image."""
         rows, columns = (
             min(count, int(-(-length // side)))
-            for count, length, side in zip(self.inputs.mask_size, self.resized, self.cell_size, strict=True)
+            for count, length, side in zip(self.source.mask_size, self.resized, self.cell_size, strict=True)
         )
         return rows, columns
 
@@ -95,9 +92,11 @@ class PackedMasks:
 def masks_for(attention: RecordedAttention, padding_invariant: bool) -> Masks | None:
     """Return the masks of a recorded forward pass; None if the model has no mask head."""
     source = attention.predictions.mask_source
-    if not isinstance(source, PanopticMasks):
+    if source is None:
         return None
-    return Masks(source.head, source.inputs, attention.grid.resized, padding_invariant)
+    grid = attention.grid
+    padded = grid.resized if padding_invariant else grid.padded
+    return Masks(source, padded, grid.resized, padding_invariant)
 
 
 def merge_masks(

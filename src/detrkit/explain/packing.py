@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from detrkit.models.attention.recording import AttentionInputs, RecordedAttention
+from detrkit.models.attention.recording import LayerInputs, RecordedAttention
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
 
 # bytes before base64 encoding (x 4/3): together with the image, a page stays below 5 MB
@@ -184,7 +184,7 @@ def _num_blocks(cells: tuple[int, int], pool: int) -> int:
 
 
 def _pooled_weights(
-    inputs: AttentionInputs | DeformableAttentionInputs,
+    inputs: LayerInputs,
     cells: tuple[int, int],
     mean_pools: tuple[int, int],
     head_pools: tuple[int, int],

@@ -17,9 +17,18 @@ def describe_part(part: str, config: ModelConfig) -> str:
         "decoder": _decoder,
         "heads.class_head": _class_head,
         "heads.box_head": _box_head,
-        "mask_head": lambda _: "one mask per query, from its attention to the memory and the finer feature maps",
+        "mask_head": _mask_head,
     }
     return descriptions[part](config)
+
+
+def _mask_head(config: ModelConfig) -> str:
+    if config.has_panoptic_head:
+        return "one mask per query, from its attention to the memory and the finer feature maps"
+    return (
+        "one mask per query: its product with the features of every square of 4 x 4 pixels, which a block of convolutions "
+        "per decoder layer refines"
+    )
 
 
 def describe_outputs(config: ModelConfig) -> str:
@@ -32,14 +41,30 @@ def describe_outputs(config: ModelConfig) -> str:
 
 
 def _backbone(config: ModelConfig) -> str:
+    if config.is_vit:
+        windows = config.num_windows**2
+        blocks = ", ".join(str(layer) for layer in config.global_layers)
+        within = (
+            f" within {windows} windows, and in blocks {blocks} among all of them" if windows > 1 and blocks else ""
+        )
+        return (
+            f"a vision transformer computes features of patches of {config.patch_size} x {config.patch_size} pixels, which "
+            f"attend to each other{within}; features after {plural(len(config.out_layers), 'block')} are used"
+        )
     count = config.num_backbone_levels
     used = "the last one is used" if count == 1 else f"the last {count} are used"
     return f"a convolutional network computes feature maps of decreasing resolution; {used}"
 
 
 def _input_projection(config: ModelConfig) -> str:
+    if config.is_vit:
+        maps = (
+            "one map" if config.num_feature_levels == 1 else f"{config.num_feature_levels} maps of different resolution"
+        )
+        return f"convolutions fuse these into {maps} of the transformer's width; each cell becomes a token"
     further = config.num_feature_levels - config.num_backbone_levels
-    added = f"{plural(further, 'coarser map')} computed from the last one; " if further else ""
+    mean = ", with the mean of its cells added to each" if config.fusion_block == "lite" else ""
+    added = f"{plural(further, 'coarser map')} computed from the last one{mean}; " if further else ""
     cells = "each cell" if config.num_feature_levels == 1 else f"each cell of all {config.num_feature_levels} maps"
     return f"convolutions project the channels to the transformer's width; {added}{cells} becomes a token"
 
@@ -90,7 +115,13 @@ def _queries(config: ModelConfig) -> str:
         return (
             "every cell of the memory proposes a box with class scores; those with the highest scores become the queries "
             "of this image, query 0 from the highest. Each query is the memory of its cell, and its position is computed "
-            "from its box in every layer of the decoder"
+            f"from its box {_of_positions(config)}"
+        )
+    if config.queries == "mixed":
+        return (
+            "every cell of the memory proposes a box with class scores; those with the highest scores become the queries "
+            "of this image, query 0 from the highest. A learned delta of its rank refines its box; its content is an "
+            "embedding of its rank, and its position is computed from its box"
         )
     if config.queries != "two_stage":
         kind = {"learned": "embeddings", "points": "embeddings, each with a point", "anchors": "boxes"}[config.queries]
@@ -101,6 +132,12 @@ def _queries(config: ModelConfig) -> str:
     return (
         "every cell of the memory proposes a box with an object score; the boxes with the highest scores become the "
         f"queries of this image, query 0 from the highest. Each query is {content}"
+    )
+
+
+def _of_positions(config: ModelConfig) -> str:
+    return (
+        "in every layer of the decoder" if config.layerwise_query_positions else "once, for all layers of the decoder"
     )
 
 
@@ -138,6 +175,11 @@ def _box_head(config: ModelConfig) -> str:
         )
     if config.with_box_refine:
         return "after every layer, for every query: offset from the previous box; a sigmoid maps the sum to 0 .. 1"
+    if config.queries == "mixed":
+        return (
+            "after every layer, for every query: offset from its box, relative to the size, and logarithm of a factor of "
+            "the size; boxes may exceed the image"
+        )
     start = "point" if config.queries == "points" else "box"
     return f"after every layer, for every query: offset from its reference {start}; a sigmoid maps the sum to 0 .. 1"
 

@@ -11,6 +11,7 @@ from detrkit.config.model import ModelConfig
 from detrkit.explain.stage_descriptions import describe_part
 from detrkit.models.attention.recording import capture_calls
 from detrkit.models.detr import DETR
+from detrkit.models.queries.mixed import MixedQueries
 from detrkit.models.queries.two_stage import EncoderQueries
 
 Shape = tuple[int, ...]
@@ -51,14 +52,16 @@ class StageIO:
 def capture_stages(model: DETR) -> Iterator[list[StageIO]]:
     """Record the shapes of every part, in the order of the forward pass; the list is filled at the end of the context."""
     absent: tuple[str, ...] = () if model.mask_head is not None else ("mask_head",)
-    if model.config.is_hybrid:
-        absent += ("neck.positions",)  # the encoder has its own
+    if model.config.is_hybrid or model.config.is_vit:
+        absent += ("neck.positions",)  # the encoder, or the backbone, has its own
     modules = {part: model.get_submodule(part) for part in PARTS if part not in absent}
     stages: list[StageIO] = []
     with capture_calls(list(modules.values())) as calls:
         yield stages
     for part, module in modules.items():
-        if part == "query_source" and not isinstance(module, EncoderQueries):  # embeddings without an input
+        if part == "query_source" and not isinstance(
+            module, EncoderQueries | MixedQueries
+        ):  # embeddings without an input
             stages.append(_stage(model.config, part, module, {}, module.get_parameter("weight")))
         elif part == "neck.positions" and model.config.is_multi_scale:  # called once per feature map
             arguments, _ = calls[modules["encoder"]]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,8 @@ from detrkit._internal.files import make_folder
 from detrkit.checkpoints.export_formats import EXPORT_FORMATS, check_export
 from detrkit.checkpoints.load import load_checkpoint
 from detrkit.checkpoints.named_model import NamedModel
-from detrkit.checkpoints.native import Preprocessing
+from detrkit.checkpoints.native import Checkpoint, Preprocessing
+from detrkit.config.model_validation import check_image_size
 from detrkit.config.training import MAX_IMAGE_SIZE
 from detrkit.data.splits import Data
 from detrkit.errors import ConfigError, ExportError, arg
@@ -92,7 +94,8 @@ def export(
             AP is measured, too, or a folder of images without annotations; synthetic images if omitted.
         postprocess: let the exported model return scores, labels and boxes in pixels instead of logits and relative boxes;
             it then takes the images' sizes as a third input.
-        image_size: shorter side in pixels to which images are resized; the model's own if omitted.
+        image_size: shorter side in pixels to which images are resized, or side of the square to which models that stretch
+            images resize them; the model's own if omitted.
         max_images: images to compare on; at most 4 are synthetic.
         max_calibration_images: images on which int8 measures ranges.
         model: see `Detector.load`.
@@ -118,7 +121,7 @@ def export(
     )
     checkpoint = load_checkpoint(source, model=model, state_dict_key=state_dict_key)
     if image_size is not None:
-        checkpoint = replace(checkpoint, preprocessing=_resized(checkpoint.preprocessing, image_size))
+        checkpoint = replace(checkpoint, preprocessing=_resized(checkpoint, image_size))
     images = open_check_images(data, checkpoint, max_images, max_calibration_images if precision == "int8" else 0)
     network = checkpoint.build().eval()
     network.padding_invariant = checkpoint.preprocessing.padding_invariant
@@ -145,13 +148,15 @@ def export(
     return ExportResult(output, format, precision, _size(output), images.description, comparison)
 
 
-def _resized(preprocessing: Preprocessing, image_size: int) -> Preprocessing:
+def _resized(checkpoint: Checkpoint, image_size: int) -> Preprocessing:
     field = Preprocessing.model_fields["image_size"]
     if not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise ConfigError(f"{arg('image_size', image_size)} is not in 1..{MAX_IMAGE_SIZE}, the {field.description}")
-    return preprocessing.model_copy(
-        update={"image_size": image_size, "resize": "shorter_side", "size": None, "max_size": None}
-    )
+    changes: dict[str, Any] = {"image_size": image_size, "resize": "shorter_side", "size": None, "max_size": None}
+    if checkpoint.preprocessing.resize == "stretch":
+        changes |= {"resize": "stretch", "size": (image_size, image_size)}
+        check_image_size((image_size, image_size), checkpoint.config.size_divisor)
+    return checkpoint.preprocessing.model_copy(update=changes)
 
 
 def _with_progress(images: CheckImages, progress: Callable[[int, int], None] | None) -> Iterator[Batch]:

@@ -101,12 +101,16 @@ def _examples(config: ModelConfig, postprocess: bool) -> tuple[tuple[Tensor, ...
             f"export: the model's learned position embeddings end at {max_length} pixels, expected more than "
             f"{3 * min_length}; train it with a larger max_position_embeddings"
         )
-    batch, height, width = (
-        Dim("batch", min=1, max=MAX_BATCH_SIZE),
-        Dim("height", min=min_length, max=max_length),
-        Dim("width", min=min_length, max=max_length),
-    )
-    images = torch.zeros(2, config.in_channels, 2 * min_length + 32, 3 * min_length)
+    batch = Dim("batch", min=1, max=MAX_BATCH_SIZE)
+    divisor = config.size_divisor
+    if divisor == 1:
+        height, width = (Dim(name, min=min_length, max=max_length) for name in ("height", "width"))
+        images = torch.zeros(2, config.in_channels, 2 * min_length + 32, 3 * min_length)
+    else:  # sides are multiples of it
+        height, width = (
+            divisor * Dim(f"{name}_units", min=2, max=max_length // divisor) for name in ("height", "width")
+        )
+        images = torch.zeros(2, config.in_channels, 5 * divisor, 6 * divisor)
     padding_mask = torch.zeros(2, *images.shape[2:], dtype=torch.bool)
     examples = (images, padding_mask)
     shapes: dict[str, dict[int, Dim]] = {

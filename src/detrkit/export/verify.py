@@ -4,13 +4,13 @@ float32 must agree in every logit and box. Lower precisions cannot; they must de
 annotations are known, keep the AP.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from detrkit.data.categories import Categories
@@ -19,7 +19,7 @@ from detrkit.evaluation.coco import evaluate_boxes
 from detrkit.inference.engines.metadata import ExportPrecision, min_side
 from detrkit.inference.engines.torch import Engine
 from detrkit.ops.boxes import generalized_iou
-from detrkit.postprocess.boxes import to_detections, top_detections
+from detrkit.postprocess.boxes import TopK, to_detections, top_detections
 from detrkit.structures import Batch, Detections, Predictions
 
 MAX_DIFFERENCE = 1e-3  # of logits, scores and relative boxes, in float32
@@ -134,10 +134,10 @@ def compare(
     totals = _Totals(has_logits, has_fixed_order=not reference.config.has_encoder_queries)
     for batch in batches:
         expected, actual = reference.predict(batch), exported.predict(batch)
-        totals.add(batch, expected, actual, categories)
+        is_reordered = totals.add(batch, expected, actual, categories)
         # smaller images are padded for the exported graph, and the mask head sees the padding
         if reference.config.mask_head and min(map(min, batch.sizes)) >= min_side(reference.config):
-            totals.add_masks(_all_masks(expected, batch), _all_masks(actual, batch))
+            totals.add_masks(batch, expected, actual, is_reordered)
     ap = exported_ap = None
     if annotations is not None:
         document = dict(annotations) if isinstance(annotations, Mapping) else annotations
@@ -165,8 +165,8 @@ class _Totals:
         self.num_detections = self.num_matched = self.num_reordered = self.num_reordered_detections = 0
         self.max_mask: float | None = None
 
-    def add(self, batch: Batch, first: Predictions, second: Predictions, categories: Categories) -> None:
-        """Add a batch predicted by the reference (first) and by the export."""
+    def add(self, batch: Batch, first: Predictions, second: Predictions, categories: Categories) -> list[bool]:
+        """Add a batch predicted by the reference (first) and by the export; return which images are reordered."""
         self.image_ids += batch.image_ids
         scores, boxes = self._differences(first, second)
         logits = first.class_logits - second.class_logits if self.has_logits else scores
@@ -182,32 +182,48 @@ class _Totals:
         for results, per_image in zip(self.results, detections, strict=True):
             for image_id, one in zip(batch.image_ids, per_image, strict=True):
                 results.extend(one.to_coco(image_id))
+        reordered = []
         for index, (expected, actual) in enumerate(zip(*detections, strict=True)):
             confident = expected[expected.scores >= SCORE_THRESHOLD]
             self.num_detections += len(confident)
             self.num_matched += count_matched(confident, actual)
             is_reordered = not self.has_fixed_order and _max_abs(boxes[index]) > _REORDERED_BOX_DIFFERENCE
-            if is_reordered and _agree(expected, actual):
+            reordered.append(is_reordered and _agree(expected, actual))
+            if reordered[-1]:
                 self.num_reordered += 1
                 self.num_reordered_detections += len(expected[expected.scores >= REORDERED_MIN_SCORE])
             else:
                 self.max_ordered = max(self.max_ordered, _max_abs(logits[index]), _max_abs(boxes[index]))
+        return reordered
 
     def _differences(
         self, first: Predictions, second: Predictions
     ) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
         """Return differences of scores and boxes, by query or, for post-processed sigmoid models, by detection."""
-        if self.has_logits or first.class_scores == "softmax":
+        if self._has_queries(first):
             scores = (_best_scores(first) - _best_scores(second)).abs()
             return scores, (first.boxes - second.boxes).abs()
         return differences_of_best(first, second)
 
-    def add_masks(self, first: Float[Tensor, "P h w"], second: Float[Tensor, "P _ _"]) -> None:
-        """Add mask logits of all queries of a batch."""
-        if first.shape != second.shape:
+    def add_masks(self, batch: Batch, first: Predictions, second: Predictions, is_reordered: Sequence[bool]) -> None:
+        """Add the masks of a batch: of all queries, or detections, but those of reordered images."""
+        count = second.boxes.shape[1]
+        own = pairs = torch.arange(count).expand(len(is_reordered), -1)
+        if not self._has_queries(first):
+            pairs, own = _closest_queries(first, second)
+        kept = [slice(0, 0 if skipped else count) for skipped in is_reordered]
+        masks = [
+            one.masks_of([row[part] for row, part in zip(rows, kept, strict=True)], batch.sizes).float().cpu()
+            for one, rows in ((first, pairs), (second, own))
+        ]
+        if masks[0].shape != masks[1].shape:
             self.max_mask = torch.inf
-            return
-        self.max_mask = max(self.max_mask or 0.0, _max_abs(first.sigmoid() - second.sigmoid()))
+        elif len(masks[0]):
+            self.max_mask = max(self.max_mask or 0.0, _max_abs(masks[0].sigmoid() - masks[1].sigmoid()))
+
+    def _has_queries(self, first: Predictions) -> bool:
+        """Return whether the export has predictions per query; else per detection."""
+        return self.has_logits or first.class_scores == "softmax"
 
     def result(self, ap: float | None, exported_ap: float | None) -> ExportComparison:
         """Return the comparison of all batches."""
@@ -263,12 +279,6 @@ def _best_scores(predictions: Predictions) -> Float[Tensor, "B Q"]:
     return predictions.probabilities.amax(-1)
 
 
-def _all_masks(predictions: Predictions, batch: Batch) -> Float[Tensor, "P _ _"]:
-    """Return the mask logits of every query, image by image."""
-    num_images, num_queries = predictions.boxes.shape[:2]
-    return predictions.masks_of([torch.arange(num_queries)] * num_images, batch.sizes).float().cpu()
-
-
 def differences_of_best(first: Predictions, second: Predictions) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
     """Compare the best pairs of query and class, of which those with about the same score may have swapped ranks.
 
@@ -276,15 +286,30 @@ def differences_of_best(first: Predictions, second: Predictions) -> tuple[Float[
         Differences of the scores, and of each box of the second from the closest of the first with the same class and
         about the same score (1 without such a box).
     """
-    sizes = torch.ones(len(first.boxes), 2, dtype=torch.int64, device=first.boxes.device)
-    expected, actual = top_detections(first, sizes), top_detections(second, sizes.to(second.boxes.device))
+    expected, actual = _best_pairs(first, second)
     distance = (actual.boxes[:, :, None] - expected.boxes[:, None]).abs()
-    is_other = actual.labels[:, :, None] != expected.labels[:, None]
-    is_other |= (actual.scores[:, :, None] - expected.scores[:, None]).abs() > MAX_DIFFERENCE
-    max_distance = distance.amax(-1).masked_fill(is_other, torch.inf)
+    max_distance = _distances_of_same(expected, actual)
     closest = distance.gather(2, max_distance.argmin(2)[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
     closest = torch.where(max_distance.isfinite().any(2)[..., None], closest, 1.0)
     return (actual.scores - expected.scores).abs(), closest
+
+
+def _closest_queries(first: Predictions, second: Predictions) -> tuple[Int64[Tensor, "B A"], Int64[Tensor, "B A"]]:
+    """Return the queries of the first and of the second whose boxes `differences_of_best` compares."""
+    expected, actual = _best_pairs(first, second)
+    return expected.queries.gather(1, _distances_of_same(expected, actual).argmin(2)), actual.queries
+
+
+def _best_pairs(first: Predictions, second: Predictions) -> tuple[TopK, TopK]:
+    sizes = torch.ones(len(first.boxes), 2, dtype=torch.int64, device=first.boxes.device)
+    return top_detections(first, sizes), top_detections(second, sizes.to(second.boxes.device))
+
+
+def _distances_of_same(expected: TopK, actual: TopK) -> Float[Tensor, "B A A"]:
+    """Return the largest difference of two boxes; infinite for another class or score."""
+    is_other = actual.labels[:, :, None] != expected.labels[:, None]
+    is_other |= (actual.scores[:, :, None] - expected.scores[:, None]).abs() > MAX_DIFFERENCE
+    return (actual.boxes[:, :, None] - expected.boxes[:, None]).abs().amax(-1).masked_fill(is_other, torch.inf)
 
 
 def _max_abs(differences: Tensor) -> float:

@@ -16,7 +16,7 @@ from detrkit.losses.matcher import Matches
 from detrkit.ops.transfer import to_device
 from detrkit.structures import AuxiliaryKind, AuxiliaryPredictions, Predictions, Target
 
-_MASK_LOSSES = ("loss_mask", "loss_dice")  # computed for the model's own queries only
+_MASK_LOSSES = ("loss_mask", "loss_dice")  # computed for the model's own queries only, unlike those at points
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class AuxiliaryCriterion:
         normalizers = normalizers or self.normalizers(targets, predictions.boxes.shape[1])
         boxes_only = [Target(target.boxes, target.labels) for target in targets]
         repeated = self._repeat_objects(boxes_only)
+        of_groups = targets if self.criterion.mask_points else boxes_only
         group_blocks, hybrid_blocks = (
             [block.predictions for block in auxiliary_of(predictions, kind)] for kind in ("group", "hybrid")
         )
@@ -82,13 +83,13 @@ class AuxiliaryCriterion:
         own_matches, *other_matches = self.criterion.match(
             [
                 (predictions, targets),
-                *((block, boxes_only) for block in group_blocks),
+                *((block, of_groups) for block in group_blocks),
                 *((block, repeated) for block in hybrid_blocks),
             ]
         )
         own, matches = self.criterion.compute_losses(predictions, targets, normalizers.own, own_matches)
         groups = [
-            self.criterion.compute_losses(block, boxes_only, normalizers.own, matched)[0]
+            self.criterion.compute_losses(block, of_groups, normalizers.own, matched)[0]
             for block, matched in zip(group_blocks, other_matches[: len(group_blocks)], strict=True)
         ]
         total = self._average_groups(own, groups)

@@ -192,6 +192,17 @@ class IoUAwareClassification(SigmoidFocalClassification):
 
 
 @dataclass(frozen=True)
+class IABCEClassification(IoUAwareClassification):
+    """The same loss with the published weight of LW-DETR (arXiv:2406.03459) and RF-DETR ("IA-BCE").
+
+    Attributes:
+        default_coef: published weight of the loss, half that of the matching cost.
+    """
+
+    default_coef: float = 1.0
+
+
+@dataclass(frozen=True)
 class VarifocalClassification(SigmoidFocalClassification):
     """Varifocal loss: the target of the object's class is the IoU of the box (arXiv:2008.13367; RT-DETR, section 4.3).
 
@@ -272,6 +283,7 @@ def classification_for(
 
 _IOU_AWARE: Mapping[ClassLoss, Callable[[int], Classification]] = {
     "align": IoUAwareClassification,
+    "ia_bce": IABCEClassification,
     "vfl": VarifocalClassification,
     "mal": MatchabilityAwareClassification,
 }

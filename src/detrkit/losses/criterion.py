@@ -3,7 +3,7 @@
 All decoder layers are computed in one batched call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,15 @@ from detrkit.losses.classification import (
 )
 from detrkit.losses.masks import mask_losses
 from detrkit.losses.matcher import HungarianMatcher, MatchedObjects, Matches, MatchingInput
+from detrkit.losses.point_masks import (
+    MaskSamples,
+    mask_samples,
+    num_matching_points,
+    point_mask_losses,
+    random_points,
+)
 from detrkit.ops.transfer import to_device
-from detrkit.structures import ClassScores, EncoderProposals, Predictions, Target
+from detrkit.structures import ClassScores, EncoderProposals, LayerMaskSource, MaskSource, Predictions, Target
 
 LossDict = dict[str, Float[Tensor, ""]]
 
@@ -36,8 +43,8 @@ class LossOutput:
         total: weighted sum of the losses of all layers, to be minimised.
         losses: unweighted values under the published names, detached: loss_ce, loss_bbox, loss_giou and cardinality_error
             of the last layer, with _0, _1 ... of the other layers; class_error (percentage of matched queries with a wrong
-            class; NaN if no image has an object), loss_mask and loss_dice of the last layer only; with _enc of the
-            encoder's proposals (two-stage).
+            class; NaN if no image has an object), loss_mask and loss_dice of the last layer only, or loss_mask_ce and
+            loss_mask_dice of all layers (RF-DETR); with _enc of the encoder's proposals (two-stage).
         matches: matched pairs of all layers.
     """
 
@@ -81,7 +88,8 @@ class SetCriterion:
     """Computes the DETR set loss.
 
     Predictions of every decoder layer are matched to the ground truth by a `HungarianMatcher`; matched queries contribute
-    classification, L1 and GIoU losses, unmatched ones only classification. Mask losses are those of the last layer.
+    classification, L1 and GIoU losses, unmatched ones only classification. Mask losses are those of the last layer, or, at
+    random points, of all layers and the encoder's proposals.
 
     Args:
         num_classes: number of object classes K, without "no object".
@@ -89,13 +97,15 @@ class SetCriterion:
         cls_loss_coef: weight of the classification loss. Default: 1 for softmax, 2 for sigmoid models, as published.
         bbox_loss_coef: weight of the L1 box loss.
         giou_loss_coef: weight of the GIoU loss.
-        mask_loss_coef: weight of the focal loss of masks.
+        mask_loss_coef: weight of the focal loss of masks, or of their binary cross-entropy at points.
         dice_loss_coef: weight of the dice loss of masks.
         eos_coef: weight of the "no object" class in the cross-entropy.
         matcher: default: a `HungarianMatcher` with the published costs.
         padding_invariant: compare masks within each image only. False counts padding as outside, as published.
         masks_only: compute mask losses only, for training a mask head on a frozen detector.
         classification: default: the published loss for `class_scores`.
+        mask_points: compare masks at random points, in all losses and in the matching (RF-DETR), instead of all pixels of
+            the last layer's (DETR). The default matcher then has the published weights of both.
     """
 
     def __init__(
@@ -113,6 +123,7 @@ class SetCriterion:
         padding_invariant: bool = False,
         masks_only: bool = False,
         classification: Classification | None = None,
+        mask_points: bool = False,
     ) -> None:
         self.num_classes = num_classes
         self.class_scores: ClassScores = class_scores
@@ -123,9 +134,13 @@ class SetCriterion:
             "loss_giou": giou_loss_coef,
             "loss_mask": mask_loss_coef,
             "loss_dice": dice_loss_coef,
+            "loss_mask_ce": mask_loss_coef,
+            "loss_mask_dice": dice_loss_coef,
         }
         self.eos_coef = eos_coef
-        self.matcher = matcher or HungarianMatcher(classification=self.classification)
+        mask_costs = (mask_loss_coef, dice_loss_coef) if mask_points else (0.0, 0.0)
+        self.matcher = matcher or HungarianMatcher(None, 5.0, 2.0, self.classification, *mask_costs)
+        self.mask_points = mask_points
         self.padding_invariant = padding_invariant
         self.masks_only = masks_only
 
@@ -178,13 +193,16 @@ class SetCriterion:
             ConfigError: the model's class scores are not of the criterion's kind.
         """
         inputs = []
+        points = self._matching_points(*blocks[0])
         for predictions, targets in blocks:
             check_class_scores(predictions.class_scores, self.class_scores)
-            inputs.append(MatchingInput(predictions.layer_class_logits, predictions.layer_boxes, targets))
+            masks = _samples(predictions.mask_source, None if points is None else points[:-1], targets)
+            inputs.append(MatchingInput(predictions.layer_class_logits, predictions.layer_boxes, targets, masks))
             proposals = self._proposals_of(predictions)
             if proposals is not None:
                 of_proposals = proposal_targets(proposals, targets)
-                inputs.append(MatchingInput(proposals.class_logits[None], proposals.boxes[None], of_proposals))
+                masks = _samples(proposals.mask_source, None if points is None else points[-1:], targets)
+                inputs.append(MatchingInput(proposals.class_logits[None], proposals.boxes[None], of_proposals, masks))
         with torch.autocast(inputs[0].layer_boxes.device.type, enabled=False):
             matches = iter(self.matcher.match_all(inputs))
         return [
@@ -225,12 +243,16 @@ class SetCriterion:
                     matched.proposals,
                     normalizers,
                 )
+                of_masks = self._point_losses(
+                    predictions.proposals.mask_source, targets, matched.proposals, normalizers
+                )
+                losses |= {f"{name}_enc": values[0] for name, values in of_masks.items()}
         return losses, matches
 
     def losses_of_masks(
         self, predictions: Predictions, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
     ) -> LossDict:
-        """Compute the mask losses of the last layer; none without masks.
+        """Compute the mask losses of the last layer, or at points of all layers; none without masks.
 
         Args:
             predictions: of a batch.
@@ -240,6 +262,8 @@ class SetCriterion:
         """
         if any(target.masks is None for target in targets):
             return {}
+        if self.mask_points:
+            return by_layer(self._point_losses(predictions.mask_source, targets, matches, normalizers))
         masks = _matched_masks(predictions, matches, targets)  # in the model's precision
         if masks is None:
             return {}
@@ -330,13 +354,12 @@ class SetCriterion:
     ) -> LossDict:
         """Classification and box losses of all layers."""
         objects = matches.gather(targets)
-        by_layer = {
-            **self._class_losses(logits, boxes, targets, matches, objects, normalizers, valid_queries),
-            **box_losses(boxes, matches, objects, normalizers.num_boxes),
-        }
-        losses = {name: values[-1] for name, values in by_layer.items()}
-        for name, values in by_layer.items():
-            losses.update({f"{name}_{layer}": value for layer, value in enumerate(values[:-1])})
+        losses = by_layer(
+            {
+                **self._class_losses(logits, boxes, targets, matches, objects, normalizers, valid_queries),
+                **box_losses(boxes, matches, objects, normalizers.num_boxes),
+            }
+        )
         index = matches.layers, matches.images, matches.queries
         losses["class_error"] = class_error(self.classification.predicted_labels(logits), index, objects.labels)
         return losses
@@ -366,6 +389,27 @@ class SetCriterion:
         """Cross-entropy is a weighted mean over queries; sigmoid losses are divided by the number of objects."""
         return normalizers.ce_normalizer if self.class_scores == "softmax" else normalizers.num_boxes
 
+    def _matching_points(self, predictions: Predictions, targets: Sequence[Target]) -> Float[Tensor, "_ P 2"] | None:
+        """Draw the points of every layer, and last of the proposals, that masks are matched at; None without masks."""
+        source = predictions.mask_source
+        if not self.mask_points or source is None or any(target.masks is None for target in targets):
+            return None
+        count = num_matching_points(source.mask_size)
+        return random_points(len(predictions.layer_boxes) + 1, count, device=predictions.layer_boxes.device)
+
+    def _point_losses(
+        self, source: MaskSource | None, targets: Sequence[Target], matches: Matches, normalizers: Normalizers
+    ) -> dict[str, Float[Tensor, "T"]]:
+        """Compute the mask losses of every layer at random points; none without masks."""
+        if not isinstance(source, LayerMaskSource) or any(target.masks is None for target in targets):
+            return {}
+        counts = [min(len(target.labels), source.num_queries) for target in targets]
+        queries, objects = (one.view(source.num_layers, sum(counts)) for one in (matches.queries, matches.objects))
+        masks = torch.stack([source.layer_masks_of(layer, one, counts) for layer, one in enumerate(queries)]).float()
+        with torch.autocast(masks.device.type, enabled=False):
+            losses = point_mask_losses(masks, objects, counts, targets) / normalizers.num_boxes
+        return {"loss_mask_ce": losses[0], "loss_mask_dice": losses[1]}
+
     def _proposals_of(self, predictions: Predictions) -> EncoderProposals | None:
         """Return the proposals that have losses."""
         return None if self.masks_only else predictions.proposals
@@ -388,6 +432,13 @@ def detached(losses: LossDict) -> LossDict:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
+def by_layer(losses: Mapping[str, Float[Tensor, "T"]]) -> LossDict:
+    """Name the losses of every layer: the last one has no suffix, the others have their number."""
+    last = {name: values[-1] for name, values in losses.items()}
+    others = {f"{name}_{layer}": one for name, values in losses.items() for layer, one in enumerate(values[:-1])}
+    return last | others
+
+
 def is_loss(name: str) -> bool:
     """Return True for losses in `LossOutput.losses`, False for metrics such as class_error."""
     return name.startswith("loss")
@@ -401,6 +452,14 @@ def base_name(name: str) -> str:
 def proposal_targets(proposals: EncoderProposals, targets: Sequence[Target]) -> Sequence[Target]:
     """Return the targets of the encoder's proposals: objects, without classes if they are class-agnostic."""
     return class_agnostic(targets) if proposals.class_agnostic else targets
+
+
+@torch.no_grad()
+def _samples(
+    source: MaskSource | None, points: Float[Tensor, "T P 2"] | None, targets: Sequence[Target]
+) -> MaskSamples | None:
+    """Sample masks at points for the matching; None without masks or points."""
+    return mask_samples(source, points, targets) if points is not None and isinstance(source, LayerMaskSource) else None
 
 
 def _matched_masks(

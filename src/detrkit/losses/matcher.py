@@ -9,9 +9,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detrkit.losses.classification import Classification, SoftmaxClassification
-from detrkit.ops.boxes import cxcywh_to_xyxy, generalized_iou
+from detrkit.losses.point_masks import MaskSamples, pairwise_mask_costs
+from detrkit.ops.boxes import cxcywh_to_xyxy, elementwise_iou, generalized_iou
 from detrkit.ops.transfer import to_device
 from detrkit.structures import Target
+
+_IOU_EXPONENT = 4  # of the quality, as published (DEIMv2)
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,13 @@ class MatchingInput:
         layer_class_logits: of every layer.
         layer_boxes: cxcywh, relative.
         targets: one per image.
+        masks: predicted and true masks at points; None to match without masks.
     """
 
     layer_class_logits: Float[Tensor, "T B Q K1"]
     layer_boxes: Float[Tensor, "T B Q 4"]
     targets: Sequence[Target]
+    masks: MaskSamples | None = None
 
 
 class HungarianMatcher:
@@ -98,6 +103,11 @@ class HungarianMatcher:
         cost_bbox: weight of the L1 distance of the boxes, relative cxcywh.
         cost_giou: weight of -GIoU.
         classification: defines the classification cost. Default: that of softmax scores.
+        cost_mask: weight of the binary cross-entropy of masks at points, where they are compared.
+        cost_dice: weight of their dice loss.
+
+    Attributes:
+        by_quality: the cost is minus the sigmoid score times IoU^4, and nothing else (DEIMv2, late in training).
     """
 
     def __init__(
@@ -106,11 +116,16 @@ class HungarianMatcher:
         cost_bbox: float = 5.0,
         cost_giou: float = 2.0,
         classification: Classification | None = None,
+        cost_mask: float = 0.0,
+        cost_dice: float = 0.0,
     ) -> None:
         self.classification = classification or SoftmaxClassification(0)  # its costs do not depend on num_classes
         self.cost_class = self.classification.default_cost if cost_class is None else cost_class
         self.cost_bbox = cost_bbox
         self.cost_giou = cost_giou
+        self.cost_mask = cost_mask
+        self.cost_dice = cost_dice
+        self.by_quality = False
 
     @torch.no_grad()
     def __call__(
@@ -134,7 +149,10 @@ class HungarianMatcher:
         Costs that are not finite are replaced by 0: any matching will do, for the loss is not finite either, which the
         training step detects on all ranks alike.
         """
-        costs = [self.costs(one.layer_class_logits.float(), one.layer_boxes.float(), one.targets) for one in inputs]
+        costs = [
+            self.costs(one.layer_class_logits.float(), one.layer_boxes.float(), one.targets, one.masks)
+            for one in inputs
+        ]
         on_host = torch.cat([one.flatten() for one in costs]).cpu()
         if not on_host.isfinite().all():
             on_host = on_host.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -149,10 +167,19 @@ class HungarianMatcher:
         layer_class_logits: Float[Tensor, "T B Q K1"],
         layer_boxes: Float[Tensor, "T B Q 4"],
         targets: Sequence[Target],
+        masks: MaskSamples | None = None,
     ) -> Float[Tensor, "T B Q N"]:
         """Compute the total cost of every query for every object of its image; N is the maximum number of objects."""
+        if self.by_quality:
+            return -match_qualities(layer_class_logits, layer_boxes, targets)
         costs = self.unweighted_costs(layer_class_logits, layer_boxes, targets)
-        return self.cost_bbox * costs.distance + self.cost_class * costs.classification - self.cost_giou * costs.giou
+        of_boxes = (
+            self.cost_bbox * costs.distance + self.cost_class * costs.classification - self.cost_giou * costs.giou
+        )
+        if masks is None:
+            return of_boxes
+        cross_entropy, dice = pairwise_mask_costs(masks)
+        return of_boxes + self.cost_mask * cross_entropy + self.cost_dice * dice
 
     def unweighted_costs(
         self,
@@ -161,12 +188,28 @@ class HungarianMatcher:
         targets: Sequence[Target],
     ) -> MatchingCosts:
         """Compute the terms of the cost of every query for every object of its image."""
-        labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
-        boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
-
+        labels, boxes = _padded(targets)
         distance = torch.cdist(layer_boxes, boxes.expand(len(layer_boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
         return MatchingCosts(self.classification.costs(layer_class_logits, labels), distance, giou)
+
+
+def match_qualities(
+    layer_class_logits: Float[Tensor, "T B Q K"], layer_boxes: Float[Tensor, "T B Q 4"], targets: Sequence[Target]
+) -> Float[Tensor, "T B Q N"]:
+    """Compute the score of every object's class times IoU^4, for every query."""
+    labels, boxes = _padded(targets)
+    index = labels[None, :, None].expand(*layer_class_logits.shape[:3], -1)
+    scores = layer_class_logits.gather(-1, index).sigmoid()
+    ious = elementwise_iou(cxcywh_to_xyxy(layer_boxes)[:, :, :, None], cxcywh_to_xyxy(boxes)[None, :, None])
+    return scores * ious.clamp(min=0) ** _IOU_EXPONENT
+
+
+def _padded(targets: Sequence[Target]) -> tuple[Int64[Tensor, "B N"], Float[Tensor, "B N 4"]]:
+    """Stack labels and boxes of images with different numbers of objects."""
+    labels = torch.nn.utils.rnn.pad_sequence([target.labels for target in targets], batch_first=True)
+    boxes = torch.nn.utils.rnn.pad_sequence([target.boxes.float() for target in targets], batch_first=True)
+    return labels, boxes
 
 
 def to_matches(pairs: Sequence[Int64[Tensor, "4 _"]], device: torch.device) -> list[Matches]:

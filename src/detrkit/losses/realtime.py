@@ -1,4 +1,4 @@
-"""Losses of RT-DETR (arXiv:2304.08069), RT-DETRv2 (arXiv:2407.17140), D-FINE (arXiv:2410.13842), DEIM (arXiv:2412.04234).
+"""Losses of RT-DETR (arXiv:2304.08069), RT-DETRv2 (2407.17140), D-FINE (2410.13842), DEIM (2412.04234) and DEIMv2.
 
 Decoder layers, D-FINE's first boxes and the encoder's selected cells are sets of predictions that are matched separately
 and computed in one batched call; so are those of denoising queries, whose objects are known.
@@ -61,7 +61,7 @@ class _Matching:
 
 
 class RealTimeCriterion:
-    """Criterion of RT-DETR, RT-DETRv2, D-FINE and DEIM, with their losses of denoising queries.
+    """Criterion of RT-DETR, RT-DETRv2, D-FINE, DEIM and DEIMv2, with their losses of denoising queries.
 
     Boxes of D-FINE are trained on the union of all matchings, their classes on each set's own. Losses have the published
     names: loss_vfl (or loss_mal), loss_bbox, loss_giou, and with distributions loss_fgl and loss_ddf, of the last layer;
@@ -73,12 +73,21 @@ class RealTimeCriterion:
 
     Args:
         criterion: whose matcher, classification and weights are used.
-        fgl_loss_coef: weight of the fine-grained localization loss.
-        ddf_loss_coef: weight of the decoupled distillation focal loss.
+        fgl_loss_coef: weight of the fine-grained localization loss; 0 omits it.
+        ddf_loss_coef: weight of the decoupled distillation focal loss; 0 omits it.
+        match_union: train D-FINE's boxes on the union of all matchings, instead of each set's own.
     """
 
-    def __init__(self, criterion: SetCriterion, *, fgl_loss_coef: float = 0.15, ddf_loss_coef: float = 1.5) -> None:
+    def __init__(
+        self,
+        criterion: SetCriterion,
+        *,
+        fgl_loss_coef: float = 0.15,
+        ddf_loss_coef: float = 1.5,
+        match_union: bool = True,
+    ) -> None:
         self.criterion = criterion
+        self.match_union = match_union
         self.class_loss = criterion.classification.name
         self.weight_dict = {
             **criterion.weight_dict,
@@ -129,7 +138,7 @@ class RealTimeCriterion:
         """Match every set; return the pairs of the class losses and those of the box losses."""
         own = self.criterion.matcher.assign_all([MatchingInput(sets.logits, sets.boxes, targets)])[0]
         device = sets.boxes.device
-        if sets.distributions is None:
+        if sets.distributions is None or not self.match_union:
             matching = _Matching(to_matches([own], device)[0], norms.num_boxes)
             return matching, matching
         union = union_of_matches(own)
@@ -165,10 +174,12 @@ class RealTimeCriterion:
             matches = of_boxes.first(num_layers, of=len(sets.names))
             objects = matches.gather(targets)
             iou = matched_ious(sets.boxes[:num_layers], matches, objects)
-            by_name["loss_fgl"] = fine_grained_localization(
-                sets.distributions, matches, objects, iou, of_boxes.num_boxes
-            )
-            by_name["loss_ddf"] = scale * _distillation(sets, matches, iou, share)
+            if self.weight_dict["loss_fgl"]:
+                by_name["loss_fgl"] = fine_grained_localization(
+                    sets.distributions, matches, objects, iou, of_boxes.num_boxes
+                )
+            if self.weight_dict["loss_ddf"]:
+                by_name["loss_ddf"] = scale * _distillation(sets, matches, iou, share)
         return {
             suffix: {name: values[number] for name, values in by_name.items() if number < len(values)}
             for number, suffix in enumerate(sets.names)

@@ -5,35 +5,47 @@ To add a part, write its module, add its name to the setting's `Literal` in `con
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from detrkit.config.model import TIMM, ModelConfig, Normalization
+from detrkit.config.model import PROJECTOR_SCALES, TIMM, ModelConfig, Normalization, ViTName
 from detrkit.errors import ConfigError, arg
 from detrkit.models.backbones.hgnet import HGNetBackbone
 from detrkit.models.backbones.resnet import ResNetBackbone
 from detrkit.models.backbones.resnet_vd import ResNetVdBackbone
 from detrkit.models.backbones.timm import TimmBackbone
+from detrkit.models.backbones.vit import ViTBackbone, ViTLayout
 from detrkit.models.decoders.conditional import ConditionalDecoderLayer
 from detrkit.models.decoders.deformable import DeformableDecoderLayer
-from detrkit.models.decoders.fine_grained import FineGrainedDecoder, GatedDecoderLayer
+from detrkit.models.decoders.fine_grained import FineGrainedDecoder, FineGrainedDecoderLayer
+from detrkit.models.decoders.fixed_reference import FixedReferenceDecoder
 from detrkit.models.decoders.transformer import DecoderLayer, TransformerDecoder
 from detrkit.models.detr import DETR
 from detrkit.models.encoders.deformable import DeformableEncoderLayer
 from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.encoders.transformer import EncoderLayer, TransformerEncoder
 from detrkit.models.heads.detection import BoxHead, ClassHead, DetectionHeads
+from detrkit.models.heads.dot_product import DotProductMaskHead
 from detrkit.models.heads.fine_grained import DistanceBins, FineGrainedHeads, QualityHead
 from detrkit.models.heads.panoptic import PanopticHead
+from detrkit.models.heads.relative_boxes import RelativeBoxHeads
 from detrkit.models.layers import ActivationName, LayerConfig, mlp
-from detrkit.models.neck import MultiScaleProjection, Neck, NormalizedProjection, SingleScaleProjection
+from detrkit.models.neck import (
+    MultiScaleProjection,
+    Neck,
+    NormalizedProjection,
+    PooledProjection,
+    SingleScaleProjection,
+)
 from detrkit.models.parts import Backbone, Decoder, DETRComponents, Encoder, QuerySource
 from detrkit.models.positions import LearnedPositions, NoPositions, SinePositions
+from detrkit.models.projector import ChannelLayerNorm, MultiScaleProjector
+from detrkit.models.queries.mixed import MixedQueries
 from detrkit.models.queries.position_encoding import BoxPositionEncoding, QueryPositionEncoding
 from detrkit.models.queries.sources import AnchorQueries, LearnedQueries, PointQueries
 from detrkit.models.queries.two_stage import SelectedQueries, TwoStageQueries
@@ -98,6 +110,8 @@ def _backbone(config: ModelConfig) -> Backbone:
     kind = next(prefix for prefix in BACKBONES if re.fullmatch(prefix, config.backbone))
     backbone = BACKBONES[kind](config)
     num_levels = config.num_backbone_levels
+    if config.is_vit:
+        return backbone  # the projector computes all levels from its maps
     if len(backbone.channels) < num_levels:
         raise ConfigError(
             f"{arg('num_feature_levels', config.num_feature_levels)} needs {num_levels} feature maps, but "
@@ -118,8 +132,8 @@ def _join(numbers: Sequence[int]) -> str:
 
 
 def _positions(config: ModelConfig) -> Positions | None:
-    if config.is_hybrid:
-        return None  # it has its own
+    if config.is_hybrid or config.is_vit:
+        return None  # they have their own
     width = config.hidden_dim
     positions: Positions
     if config.position_embedding == "learned":
@@ -137,9 +151,15 @@ def _positions(config: ModelConfig) -> Positions | None:
 
 def _neck(config: ModelConfig, backbone: Backbone, positions: Positions | None) -> Neck:
     num_levels = config.num_backbone_levels
-    projection: SingleScaleProjection | MultiScaleProjection | NormalizedProjection
+    projection: SingleScaleProjection | MultiScaleProjection | NormalizedProjection | MultiScaleProjector
     channels = backbone.channels[-num_levels:]
-    if config.is_hybrid:
+    if config.is_vit:
+        norm_layer = nn.BatchNorm2d if config.projector_norm == "batch" else ChannelLayerNorm
+        scales = PROJECTOR_SCALES[config.num_feature_levels]
+        projection = MultiScaleProjector(backbone.channels, config.hidden_dim, scales, norm_layer)
+    elif config.fusion_block == "lite":
+        projection = PooledProjection(channels[-1], config.encoder_width)
+    elif config.is_hybrid:
         projection = NormalizedProjection(channels, config.encoder_width)
     elif config.is_multi_scale:
         projection = MultiScaleProjection(channels, config.hidden_dim, config.num_feature_levels)
@@ -157,7 +177,7 @@ def _neck(config: ModelConfig, backbone: Backbone, positions: Positions | None) 
         strides=config.strides,
         first_cell_centers=centers,
         align_cells=config.align_cells,
-        strides_match=backbone.strides[-num_levels:] == config.strides[:num_levels],
+        strides_match=config.is_vit or backbone.strides[-num_levels:] == config.strides[:num_levels],
     )
 
 
@@ -172,6 +192,9 @@ def _layer_config(config: ModelConfig) -> LayerConfig:
         num_feature_levels=config.num_feature_levels,
         num_points=config.sampling_points,
         sampling=config.sampling,
+        norm=config.decoder_norm,
+        feed_forward=config.decoder_feed_forward,
+        cross_attention_heads=config.cross_attention_heads,
     )
 
 
@@ -190,9 +213,16 @@ def _transformer_encoder(config: ModelConfig, layer: Callable[[LayerConfig], Enc
 
 def _hybrid_encoder(config: ModelConfig) -> HybridEncoder:
     width = config.encoder_width
-    feed_forward = config.encoder_dim_feedforward or config.dim_feedforward
+    attention = replace(
+        _layer_config(config),
+        width=width,
+        dim_feedforward=config.encoder_dim_feedforward or config.dim_feedforward,
+        activation="gelu",
+        norm="layer",
+        feed_forward="mlp",
+    )
     return HybridEncoder(
-        replace(_layer_config(config), width=width, dim_feedforward=feed_forward, activation="gelu"),
+        attention,
         num_layers=config.encoder_layers,
         num_levels=config.num_feature_levels,
         attention_levels=config.attention_levels,
@@ -223,13 +253,30 @@ def _transformer_decoder(
     )
 
 
+def _deformable_decoder(config: ModelConfig) -> TransformerDecoder:
+    is_mixed = config.queries == "mixed"
+    return _transformer_decoder(
+        config,
+        lambda layer, _: DeformableDecoderLayer(layer),
+        # as published, Deformable DETR's heads read the layers' outputs, which end with a norm of their own
+        has_norm=config.pre_norm or is_mixed,
+        build=FixedReferenceDecoder if is_mixed else TransformerDecoder,
+    )
+
+
 def _query_positions(config: ModelConfig) -> QueryPositionEncoding | BoxPositionEncoding:
     if config.queries == "selected":
         max_value = _MAX_QUERY_POSITION if config.decoder == "fine_grained" else None
-        return BoxPositionEncoding(config.hidden_dim, config.query_position_layers, _head_activation(config), max_value)
+        return BoxPositionEncoding(
+            config.hidden_dim,
+            config.query_position_layers,
+            _head_activation(config),
+            max_value,
+            per_layer=config.layerwise_query_positions,
+        )
     is_conditional = config.decoder == "conditional"
     positions = QueryPositionEncoding(
-        config.hidden_dim, has_anchors=config.queries == "anchors", is_conditional=is_conditional
+        config.hidden_dim, has_anchors=config.queries in ("anchors", "mixed"), is_conditional=is_conditional
     )
     if positions.content_scale is not None and config.decoder_layers == 1:
         positions.content_scale.requires_grad_(False)  # unused: it scales the positions of further layers
@@ -246,9 +293,10 @@ def _heads(config: ModelConfig) -> DetectionHeads:
     class_heads = [ClassHead(width, config.num_classes, config.class_scores) for _ in range(count)]
     if config.decoder == "fine_grained":
         num_outputs = 4 * (config.reg_max + 1)
+        num_box_heads = 1 if config.shared_box_head else count
         return FineGrainedHeads(
             class_heads,
-            [BoxHead(width, num_outputs, zero_init=True, activation=activation) for _ in range(count)],
+            [BoxHead(width, num_outputs, zero_init=True, activation=activation) for _ in range(num_box_heads)],
             [QualityHead(activation) for _ in range(count)],
             BoxHead(width, zero_init=True, activation=activation),
             DistanceBins(config.reg_max, config.reg_scale),
@@ -259,10 +307,13 @@ def _heads(config: ModelConfig) -> DetectionHeads:
     if config.queries == "points" and config.decoder == "deformable":
         with torch.no_grad():
             box_heads[0].last.bias[2:] = _INITIAL_SIZE_LOGIT
-    return DetectionHeads(class_heads, box_heads, config.class_scores, config.detections_per_image)
+    build = RelativeBoxHeads if config.queries == "mixed" else DetectionHeads
+    return build(class_heads, box_heads, config.class_scores, config.detections_per_image)
 
 
-def _mask_head(config: ModelConfig, backbone: Backbone) -> PanopticHead:
+def _mask_head(config: ModelConfig, backbone: Backbone) -> PanopticHead | DotProductMaskHead:
+    if config.queries == "mixed":
+        return DotProductMaskHead(config.hidden_dim, config.decoder_layers)
     level = config.num_backbone_levels - 1
     return PanopticHead(config.hidden_dim, config.num_heads, backbone.channels[-2::-1], level)
 
@@ -275,7 +326,17 @@ def _two_stage(config: ModelConfig) -> TwoStageQueries:
 
 
 def _selected(config: ModelConfig) -> SelectedQueries:
-    return SelectedQueries(config.num_queries, config.hidden_dim, config.num_classes, _head_activation(config))
+    return SelectedQueries(
+        config.num_queries,
+        config.hidden_dim,
+        config.num_classes,
+        _head_activation(config),
+        projected=config.selection_projection,
+    )
+
+
+def _mixed(config: ModelConfig) -> MixedQueries:
+    return MixedQueries(config.num_queries, config.hidden_dim, config.num_classes, config.group_detr)
 
 
 def _points(config: ModelConfig) -> PointQueries:
@@ -304,12 +365,18 @@ def _hgnet(config: ModelConfig) -> HGNetBackbone:
     )
 
 
+def _vit(config: ModelConfig) -> ViTBackbone:
+    layout = ViTLayout(**{field.name: getattr(config, field.name) for field in fields(ViTLayout)})
+    return ViTBackbone(cast(ViTName, config.backbone), layout, config.frozen_backbone_stages, config.in_channels)
+
+
 # by patterns of their names
 BACKBONES: Mapping[str, Callable[[ModelConfig], Backbone]] = {
     f"{TIMM}.*": partial(_residual_backbone, TimmBackbone),
     "hgnetv2-.*": _hgnet,
     "resnet.*-vd": partial(_residual_backbone, ResNetVdBackbone),
     "resnet.*": partial(_residual_backbone, ResNetBackbone),
+    "(vit|dinov2)-.*": _vit,
 }
 ENCODERS: Mapping[str, Callable[[ModelConfig], Encoder]] = {
     "dense": lambda config: _transformer_encoder(config, EncoderLayer),
@@ -321,12 +388,12 @@ DECODERS: Mapping[str, Callable[[ModelConfig], Decoder]] = {
     "conditional": lambda config: _transformer_decoder(
         config, lambda layer, index: ConditionalDecoderLayer(layer, is_first=index == 0)
     ),
-    # as published, Deformable DETR's heads read the layers' outputs, which end with a norm of their own
-    "deformable": lambda config: _transformer_decoder(
-        config, lambda layer, _: DeformableDecoderLayer(layer), has_norm=config.pre_norm
-    ),
+    "deformable": _deformable_decoder,
     "fine_grained": lambda config: _transformer_decoder(
-        config, lambda layer, _: GatedDecoderLayer(layer), has_norm=False, build=FineGrainedDecoder
+        config,
+        lambda layer, _: FineGrainedDecoderLayer(layer, gated=config.cross_attention_gate),
+        has_norm=False,
+        build=FineGrainedDecoder,
     ),
 }
 QUERY_SOURCES: Mapping[str, Callable[[ModelConfig], QuerySource]] = {
@@ -335,4 +402,5 @@ QUERY_SOURCES: Mapping[str, Callable[[ModelConfig], QuerySource]] = {
     "anchors": lambda config: AnchorQueries(config.num_queries, config.hidden_dim),
     "two_stage": _two_stage,
     "selected": _selected,
+    "mixed": _mixed,
 }

@@ -1,7 +1,5 @@
 """DETR (Carion et al. 2020, arXiv:2005.12872) and its successors: images -> a set of boxes with classes."""
 
-from dataclasses import replace
-
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -52,15 +50,14 @@ class DETR(nn.Module):
         maps = self.backbone(images, padding_mask)
         features = self.neck(maps, image_size, padding_mask)
         memory = self.encoder(features)
-        own_queries = queries = self.query_source(memory)
+        queries = self.query_source(memory)
         if auxiliary_queries is not None:
-            queries = own_queries.with_auxiliary(auxiliary_queries(memory))
+            queries = queries.with_auxiliary(auxiliary_queries(memory))
         decoded = self.decoder(queries, memory, self.heads)
         predictions = self.heads(decoded, queries)
         if self.mask_head is None:
             return predictions
-        own_states = decoded.states[:, :, : own_queries.num_queries]
-        return replace(predictions, mask_source=self.mask_head.prepare(own_states, maps, features, memory, image_size))
+        return self.mask_head.attach(predictions, decoded, maps, features, memory, image_size)
 
     @property
     def padding_invariant(self) -> bool:

@@ -43,7 +43,7 @@ class FeatureMaps:
     def map_of(self, level: int) -> Float[Tensor, "B D h w"]:
         """Return the tokens of one level as a feature map."""
         height, width = self.sizes[level]
-        return self.tokens[:, self._slice(level)].transpose(1, 2).unflatten(2, (height, width))
+        return self.tokens[:, self._slice(level)].unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def only(self, level: int) -> "FeatureMaps":
         """Return the tokens, positions and padding of one level, without coordinates."""

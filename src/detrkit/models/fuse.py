@@ -14,6 +14,7 @@ from detrkit.models.detr import DETR
 from detrkit.models.encoders.fusion import RepVGGBlock
 from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.inference_copy import inference_copy
+from detrkit.models.queries.mixed import MixedQueries
 from detrkit.models.queries.two_stage import EncoderQueries
 
 
@@ -44,7 +45,7 @@ def fuse_for_inference(model: DETR) -> DETR:
                     weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
                     module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
     fused.decoder.return_intermediate = False
-    if isinstance(fused.query_source, EncoderQueries):
+    if isinstance(fused.query_source, EncoderQueries | MixedQueries):
         fused.query_source.return_proposals = False
     return fused
 

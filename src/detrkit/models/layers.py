@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +17,9 @@ from detrkit.models.dropout import Dropout
 
 _MAX_FLOAT16 = torch.finfo(torch.float16).max
 ActivationName = Literal["relu", "prelu", "gelu", "silu"]
+NormName = Literal["layer", "rms"]
+FeedForwardName = Literal["mlp", "swiglu"]
+_RMS_EPS = 1e-6  # as published (DEIMv2)
 ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "prelu": nn.PReLU,
@@ -30,6 +34,9 @@ class LayerConfig:
 
     Attributes:
         value_projection: deformable attention projects values and outputs.
+        norm: layer norm, or RMS norm, which neither centers nor shifts (arXiv:1910.07467).
+        feed_forward: of the layer, see `FeedForward` and `SwiGLU`.
+        cross_attention_heads: of deformable cross-attention; None for `num_heads`.
     """
 
     width: int
@@ -42,6 +49,9 @@ class LayerConfig:
     num_points: int | tuple[int, ...] = 4
     sampling: Literal["bilinear", "discrete"] = "bilinear"
     value_projection: bool = True
+    norm: NormName = "layer"
+    feed_forward: FeedForwardName = "mlp"
+    cross_attention_heads: int | None = None
 
     @property
     def points_per_level(self) -> tuple[int, ...]:
@@ -51,25 +61,36 @@ class LayerConfig:
         return self.num_points
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMS norm that is computed in the precision of its weight with autocast, as PyTorch computes layer norms."""
+
+    def forward(self, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        """Divide by the root of the mean square, and scale."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class Residual(nn.Module):
-    """Residual connection x + dropout(sublayer(x)) with layer norm after the sum (post-norm) or before the sublayer."""
+    """Residual connection x + dropout(sublayer(x)) with a norm after the sum (post-norm) or before the sublayer."""
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.width)
+        is_rms = config.norm == "rms"
+        self.norm: nn.Module = RMSNorm(config.width, eps=_RMS_EPS) if is_rms else nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
         self.pre_norm = config.pre_norm
 
     def before(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Return the input of the sublayer."""
-        return self.norm(tokens) if self.pre_norm else tokens
+        normalized: Tensor = self.norm(tokens) if self.pre_norm else tokens
+        return normalized
 
     def after(self, tokens: Float[Tensor, "B N D"], output: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Add the output of the sublayer."""
         tokens = tokens + self.dropout(output)
         if tokens.dtype == torch.float16:  # as in the published RT-DETR: overflows would become NaN in the norm
             tokens = tokens.clamp(-_MAX_FLOAT16, _MAX_FLOAT16)
-        return tokens if self.pre_norm else self.norm(tokens)
+        normalized: Tensor = tokens if self.pre_norm else self.norm(tokens)
+        return normalized
 
 
 class FeedForward(nn.Module):
@@ -87,6 +108,35 @@ class FeedForward(nn.Module):
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Transform every token."""
         return self.contract(self.dropout(self.activation(self.expand(tokens))))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network, applied to every token: contract(silu(a) * b), where (a, b) = expand(x).
+
+    Proposed in "GLU Variants Improve Transformer" (arXiv:2002.05202).
+
+    Args:
+        config: whose `dim_feedforward` counts the channels of a and b together, as published (DEIMv2).
+    """
+
+    def __init__(self, config: LayerConfig) -> None:
+        super().__init__()
+        self.expand = nn.Linear(config.width, config.dim_feedforward)
+        self.contract = nn.Linear(config.dim_feedforward // 2, config.width)
+        self.dropout = Dropout(config.dropout)
+        for linear in (self.expand, self.contract):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Transform every token."""
+        gates, values = self.expand(tokens).chunk(2, dim=-1)
+        return self.contract(self.dropout(functional.silu(gates) * values))
+
+
+def feed_forward(config: LayerConfig) -> FeedForward | SwiGLU:
+    """Build the feed-forward network of a layer."""
+    return SwiGLU(config) if config.feed_forward == "swiglu" else FeedForward(config)
 
 
 def mlp(*features: int, activation: ActivationName = "relu") -> nn.Sequential:

@@ -1,10 +1,10 @@
 """Neck: backbone feature maps -> feature maps of width D with position encodings and padding masks.
 
 DETR projects the last map (paper, section 3.2); Deformable DETR projects several and adds coarser ones
-(arXiv:2010.04159, section 4.1 and appendix A.2).
+(arXiv:2010.04159, section 4.1 and appendix A.2), as do the smallest variants of DEIMv2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from detrkit.models.convolution import ConvNorm
+from detrkit.models.encoders.fusion import PooledDownsample
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.positions import PositionEncoding
 from detrkit.ops.padding import resize_padding_mask, zero_padding
@@ -131,6 +132,31 @@ class NormalizedProjection(nn.Module):
         return [project(one) for project, one in zip(self.levels, used, strict=True)]
 
 
+class PooledProjection(NormalizedProjection):
+    """Projection of the backbone's last map, and a map of half the size with global context (DEIMv2's smallest variants).
+
+    The mean over all cells is added to every cell of the coarser map, which is then projected once more.
+
+    Args:
+        channels: of the backbone's last map.
+        width: D.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__([channels], width)
+        self.downsample = PooledDownsample(width)
+        self.context = ConvNorm(width, width, activation="silu")
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "B _ _ _"]], padding: LevelPadding
+    ) -> list[Float[Tensor, "B D _ _"]]:
+        """Project the last map of the backbone and compute the coarser one."""
+        (fine,) = super().forward(maps, padding)
+        coarse = self.downsample(fine, padding.excluded_mask_of(0, fine))
+        mean = masked_mean(coarse, padding.excluded_mask_of(1, coarse))
+        return [fine, self.context(coarse + mean)]
+
+
 class Neck(nn.Module):
     """Project the backbone's feature maps to width D and attach position encodings and padding masks.
 
@@ -149,7 +175,7 @@ class Neck(nn.Module):
 
     def __init__(
         self,
-        projection: SingleScaleProjection | MultiScaleProjection | NormalizedProjection,
+        projection: Callable[[Sequence[Float[Tensor, "B _ _ _"]], LevelPadding], list[Float[Tensor, "B D _ _"]]],
         positions: PositionEncoding | None,
         *,
         strides: tuple[int, ...],
@@ -257,6 +283,14 @@ def _relative_extents(cells: Float[Tensor, "B L 2"], sizes: Sequence[tuple[int, 
     return torch.stack(
         [torch.stack([one[:, 0] / width, one[:, 1] / height], -1) for one, (height, width) in levels], dim=1
     )
+
+
+def masked_mean(features: Float[Tensor, "B D h w"], mask: Bool[Tensor, "B h w"] | None) -> Float[Tensor, "B D 1 1"]:
+    """Compute the mean over the cells outside of the padding; None uses all cells."""
+    if mask is None:
+        return features.mean((2, 3), keepdim=True)
+    is_image = (~mask)[:, None].to(features.dtype)
+    return (features * is_image).sum((2, 3), keepdim=True) / is_image.sum((2, 3), keepdim=True)
 
 
 def masked_group_norm(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detrkit.models.decoder_output import DecoderOutput
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.queries.queries import Queries
-from detrkit.structures import MaskSource, Predictions
+from detrkit.structures import Predictions
 
 
 @runtime_checkable
@@ -159,18 +159,20 @@ class MaskHead(Part, Protocol):
 
     activation_checkpointing: bool
 
-    def prepare(
+    def attach(
         self,
-        states: Float[Tensor, "T B Q D"],
+        predictions: Predictions,
+        decoded: DecoderOutput,
         maps: Sequence[Float[Tensor, "B _ _ _"]],
         features: FeatureMaps,
         memory: FeatureMaps,
         image_size: tuple[int, int],
-    ) -> MaskSource:
-        """Keep what masks are computed from, once it is known of which queries.
+    ) -> Predictions:
+        """Add what masks are computed from, once it is known of which queries: `Predictions.mask_source`.
 
         Args:
-            states: of the model's own queries.
+            predictions: of the heads, the model's own queries first.
+            decoded: states of all queries.
             maps: of the backbone.
             features: input of the encoder.
             memory: output of the encoder.

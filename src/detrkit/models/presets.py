@@ -6,7 +6,9 @@ from pydantic import ValidationError
 
 from detrkit.config.model import ModelConfig
 from detrkit.errors import ConfigError, arg, did_you_mean
+from detrkit.models.presets_foundation import FOUNDATION_PRESETS
 from detrkit.models.presets_realtime import REALTIME_PRESETS
+from detrkit.models.presets_refused import REFUSED_PRESETS
 
 if TYPE_CHECKING:
     from detrkit.models.detr import DETR
@@ -77,6 +79,7 @@ PRESETS: dict[str, ModelConfig] = {
     "table-transformer-detection": ModelConfig(**_TABLE_TRANSFORMER, num_classes=2, num_queries=15),
     "table-transformer-structure-recognition": ModelConfig(**_TABLE_TRANSFORMER, num_classes=6, num_queries=125),
     **REALTIME_PRESETS,
+    **FOUNDATION_PRESETS,
     "detr-tiny": ModelConfig(
         backbone="resnet-tiny",
         backbone_normalization="batch",
@@ -124,8 +127,11 @@ def preset_config(name: str, **overrides: Any) -> ModelConfig:
         overrides: fields of `ModelConfig` to change.
 
     Raises:
-        ConfigError: the preset or a field does not exist, or a value is out of range or contradicts another.
+        ConfigError: the preset or a field does not exist, its licence forbids it, or a value is out of range or contradicts
+            another.
     """
+    if name in REFUSED_PRESETS:
+        raise ConfigError(f"{arg('model', name)} is not included: {REFUSED_PRESETS[name]}.")
     if name not in PRESETS:
         raise ConfigError(f"{arg('model', name)} is not a preset; {did_you_mean(name, PRESETS, 'detrkit models')}")
     for field in overrides:
@@ -148,8 +154,9 @@ def build_model(name: str, num_classes: int | None = None, **overrides: Any) -> 
             "detr-tiny"; "detrkit-s", "detrkit-m"; "conditional-detr-..." and "dab-detr-..." with the same four backbones;
             "deformable-detr-r50", also with "-single-scale", "-single-scale-dc5", "-refine" and "-two-stage";
             "table-transformer-detection" and "table-transformer-structure-recognition"; "rtdetr-r18" to "rtdetr-r101",
-            "rtdetrv2-s" to "-x", "dfine-n" to "-x", "deim-dfine-n" to "-x", "deim-rtdetrv2-s" to "-x", "rtdetrv4-s" to "-x"
-            and others that `detrkit.list_models` lists.
+            "rtdetrv2-s" to "-x", "dfine-n" to "-x", "deim-dfine-n" to "-x", "deim-rtdetrv2-s" to "-x", "rtdetrv4-s" to
+            "-x", "deimv2-atto", "-femto", "-pico" and "-n", "lwdetr-tiny" to "-xlarge", "rfdetr-nano" to "-large",
+            "rfdetr-seg-nano" to "-2xlarge", and others that `detrkit.list_models` lists.
         num_classes: number of classes K, without "no object". Default: the preset's (91, or 250 for panoptic, 2 and 6 for
             Table Transformer, 80 for RT-DETR and its descendants).
         overrides: fields of `ModelConfig` to change.

@@ -1,4 +1,4 @@
-"""Presets of RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4. Importing this module does not import torch."""
+"""Presets of RT-DETR, RT-DETRv2, D-FINE, DEIM, RT-DETRv4 and DEIMv2. Importing this module does not import torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +48,33 @@ _DFINE: dict[str, dict[str, Any]] = {
     "l": {"backbone": "hgnetv2-b4", **_FROZEN},
     "x": {"backbone": "hgnetv2-b5", **_FROZEN, **_WIDE_ENCODER, "reg_scale": 8.0},
 }
+_DEIMV2: dict[str, Any] = {
+    "num_feature_levels": 2,
+    "decoder": "fine_grained",
+    "decoder_layers": 3,
+    "decoder_norm": "rms",
+    "decoder_feed_forward": "swiglu",
+    "activation": "silu",
+    "layerwise_query_positions": False,
+    "query_position_layers": 3,
+    "selection_projection": False,
+    "fusion_depth": 2,
+    "fusion_expansion": 0.34,
+}
+_DEIMV2_LITE: dict[str, Any] = {
+    "encoder_layers": 0,
+    "fusion_block": "lite",
+    "points_per_level": (4, 2),
+    "cross_attention_gate": False,
+    "shared_box_head": True,
+}
+# backbone, width, channels of the feed-forward networks, queries
+_DEIMV2_SIZES = {
+    "atto": ("hgnetv2-atto", 64, 160, 100),
+    "femto": ("hgnetv2-femto", 96, 256, 150),
+    "pico": ("hgnetv2-pico", 112, 320, 200),
+    "n": ("hgnetv2-b0", 128, 512, 300),
+}
 _OBJECTS365_CLASSES = 366  # labels 1 to 365; the first row is unused
 
 
@@ -76,6 +103,13 @@ def _deim(size: str, **changes: Any) -> ModelConfig:
     return _dfine(size, activation="silu", backbone_normalization="batch", frozen_backbone_stages=0, **changes)
 
 
+def _deimv2(size: str) -> ModelConfig:
+    backbone, width, feed_forward, queries = _DEIMV2_SIZES[size]
+    sizes = {"backbone": backbone, "hidden_dim": width, "dim_feedforward": feed_forward, "num_queries": queries}
+    own = {"fusion_block": "rep_ncsp_elan_sum", "points_per_level": (6, 6)} if size == "n" else _DEIMV2_LITE
+    return ModelConfig(**{**_REALTIME, **_DEIMV2, **own, **sizes})
+
+
 REALTIME_PRESETS: Mapping[str, ModelConfig] = {
     **{f"rtdetr-{size}": _rtdetr(size) for size in ("r18", "r34", "r50-m", "r50", "r101")},
     **{f"rtdetr-{size}-obj2coco": _rtdetr(size) for size in ("r18", "r50", "r101")},
@@ -90,4 +124,5 @@ REALTIME_PRESETS: Mapping[str, ModelConfig] = {
     **{f"deim-rtdetrv2-{size}": _deim_rtdetrv2(size) for size in _V2_NAMES},
     # the teacher's features that a projection is trained to predict are those of DINOv3 ViT-B
     **{f"rtdetrv4-{size}": _deim(size, distillation_dim=768) for size in ("s", "m", "l", "x")},
+    **{f"deimv2-{size}": _deimv2(size) for size in _DEIMV2_SIZES},
 }

@@ -17,6 +17,7 @@ from detrkit.structures.predictions import (
     ComputedMasks,
     EdgeDistributions,
     EncoderProposals,
+    LayerMaskSource,
     MaskSource,
     Predictions,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Detections",
     "EdgeDistributions",
     "EncoderProposals",
+    "LayerMaskSource",
     "LowResMasks",
     "MaskSource",
     "Normalization",

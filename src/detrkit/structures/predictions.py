@@ -18,6 +18,11 @@ AuxiliaryKind = Literal["group", "hybrid", "denoising"]  # purpose of training-o
 class MaskSource(Protocol):
     """Computes masks of queries on demand, see `Predictions.masks_of`."""
 
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of the masks."""
+        ...
+
     def masks_of(
         self, queries: Int64[Tensor, "P"], counts: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None
     ) -> Float[Tensor, "P h w"]:
@@ -39,6 +44,29 @@ class MaskSource(Protocol):
         ...
 
 
+@runtime_checkable
+class LayerMaskSource(MaskSource, Protocol):
+    """Also computes masks after earlier layers, and of all queries at points, for losses and matching at points."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers T."""
+        ...
+
+    @property
+    def num_queries(self) -> int:
+        """Number of queries Q."""
+        ...
+
+    def layer_masks_of(self, layer: int, queries: Int64[Tensor, "P"], counts: Sequence[int]) -> Float[Tensor, "P h w"]:
+        """Compute the mask logits of some queries after one of T layers; the arguments are those of `masks_of`."""
+        ...
+
+    def at_points(self, points: Float[Tensor, "T P 2"]) -> Float[Tensor, "T B Q P"]:
+        """Interpolate the mask logits of all queries; `points` are (x, y) in 0 .. 1 of the padded images, per layer."""
+        ...
+
+
 @dataclass(frozen=True)
 class ComputedMasks:
     """Masks of all queries, as of exported models (a `MaskSource`).
@@ -48,6 +76,11 @@ class ComputedMasks:
     """
 
     logits: Float[Tensor, "B Q h w"]
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of the masks."""
+        return self.logits.shape[-2], self.logits.shape[-1]
 
     def masks_of(
         self, queries: Int64[Tensor, "P"], counts: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None
@@ -75,12 +108,16 @@ class EncoderProposals:
         class_agnostic: Deformable DETR's proposals are class-agnostic and of all cells; RT-DETR's are of selected cells,
             in the order of the queries, with classes.
         cells: indices of the cells; None for all.
+        states: projected memory of the cells, of mixed queries.
+        mask_source: computes masks, of models whose mask head has them for the encoder.
     """
 
     class_logits: Float[Tensor, "B S K"]
     boxes: Float[Tensor, "B S 4"]
     class_agnostic: bool = True
     cells: Int64[Tensor, "B S"] | None = None
+    states: Float[Tensor, "B S D"] | None = None
+    mask_source: MaskSource | None = None
 
 
 @dataclass(frozen=True)

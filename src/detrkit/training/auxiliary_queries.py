@@ -128,7 +128,10 @@ def with_auxiliary_queries(
     """Extend the criterion with the losses of the training-only queries, and those of RT-DETR and D-FINE."""
     if model.queries == "selected":
         return RealTimeCriterion(
-            loss, fgl_loss_coef=settings.loss.fgl_loss_coef, ddf_loss_coef=settings.loss.ddf_loss_coef
+            loss,
+            fgl_loss_coef=settings.loss.fgl_loss_coef,
+            ddf_loss_coef=settings.loss.ddf_loss_coef,
+            match_union=settings.loss.match_union,
         )
     return AuxiliaryCriterion(
         loss,

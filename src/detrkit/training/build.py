@@ -120,10 +120,11 @@ def build_criterion(model: ModelConfig, settings: TrainingConfig) -> SetCriterio
         mask_loss_coef=loss.mask_loss_coef,
         dice_loss_coef=loss.dice_loss_coef,
         eos_coef=loss.eos_coef,
-        matcher=HungarianMatcher(*costs, classification),
+        matcher=HungarianMatcher(*costs, classification, loss.mask_loss_coef, loss.dice_loss_coef),
         padding_invariant=settings.padding_invariant,
         masks_only=settings.optimizer.trains_masks_only(model),
         classification=classification,
+        mask_points=model.mask_head and not model.has_panoptic_head,
     )
 
 
@@ -151,7 +152,7 @@ def _preset_of_run(weights: Path) -> str | None:
 
 def _closest_preset(fields: dict[str, Any]) -> str:
     """Return the preset of the same architecture, whose training settings apply."""
-    names = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim")
+    names = ("decoder", "queries", "two_stage_content", "class_scores", "hidden_dim", "decoder_norm")
     same = [one for one, config in PRESETS.items() if all(getattr(config, name) == fields[name] for name in names)]
     return max(same, key=lambda one: _num_equal(PRESETS[one], fields), default="detr-r50")  # the first of equals
 

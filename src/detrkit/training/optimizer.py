@@ -10,6 +10,7 @@ from torch.optim import AdamW
 from detrkit.config.setting_groups import PARTS
 from detrkit.config.training import TrainingConfig
 from detrkit.errors import ConfigError, arg
+from detrkit.models.backbones.vit import ViTBackbone
 from detrkit.models.detr import DETR
 
 _QUERIES = re.compile(r"(query_source|hybrid|groups\.\d+)\.weight")  # learned queries, training-only ones included
@@ -58,12 +59,16 @@ def freeze_unused(model: DETR, settings: TrainingConfig) -> None:
 
     They are used by losses that are off, or that detrkit does not have.
     """
-    unused: list[nn.Module | None] = [getattr(model.encoder, "teacher_projection", None)]  # RT-DETRv4's distillation
+    unused: list[nn.Module | nn.Parameter | None] = [
+        getattr(model.encoder, "teacher_projection", None)
+    ]  # RT-DETRv4's distillation
     if not settings.auxiliary_queries.has_denoising:
         unused.append(getattr(model.query_source, "denoising_labels", None))
-    for module in unused:
-        if module is not None:
-            module.requires_grad_(False)
+    if isinstance(model.backbone, ViTBackbone):
+        unused += model.backbone.unused
+    for part in unused:
+        if part is not None:
+            part.requires_grad_(False)
 
 
 def freeze_modes(model: DETR) -> None:

@@ -15,6 +15,7 @@ from detrkit.config.setting_groups import BOXES
 from detrkit.config.training import TrainingConfig
 from detrkit.config.validation import check_run
 from detrkit.models.presets import preset_config
+from detrkit.training import foundation_recipes
 from detrkit.training.duration import EVALUATION_SHARE, MAX_EVALUATIONS
 from detrkit.training.realtime_recipes import common_settings, published_training, reference_settings
 
@@ -131,6 +132,8 @@ def _defaults(config: RunConfig, model: ModelConfig) -> Defaults:
     """Return the settings of an architecture, and then those of the preset."""
     if model.queries == "selected":
         return _realtime_defaults(config, model)
+    if model.is_vit:
+        return _foundation_defaults(config, model)
     defaults = dict(_FOCAL if model.class_scores == "sigmoid" else {})
     defaults |= _DEFORMABLE if model.is_deformable else {}
     if config.recipe == "reference":
@@ -150,6 +153,16 @@ def _realtime_defaults(config: RunConfig, model: ModelConfig) -> Defaults:
         return {name: default for name, default in defaults.items() if name != "epochs" or not _has_length(config)}
     without_use = _without_use(config.training, model)
     return {name: one for name, one in common_settings(config.model, lr).items() if name not in without_use}
+
+
+def _foundation_defaults(config: RunConfig, model: ModelConfig) -> Defaults:
+    """Return the settings of LW-DETR and RF-DETR."""
+    if config.recipe == "reference":
+        defaults = {**_REFERENCE, **foundation_recipes.reference_settings(config.model, model, config.training)}
+        return {name: default for name, default in defaults.items() if name != "epochs" or not _has_length(config)}
+    without_use = _without_use(config.training, model)
+    common = foundation_recipes.common_settings(config.model, model, config.training)
+    return {name: one for name, one in common.items() if name not in without_use}
 
 
 def _has_length(config: RunConfig) -> bool:
@@ -212,7 +225,8 @@ def plan_training(config: RunConfig, given: set[str], num_images: int, num_proce
 
 
 def _reference(config: RunConfig, model: ModelConfig, images_per_batch: int) -> list[Choice]:
-    training = published_training(config.model) if model.queries == "selected" else None
+    training: Any = published_training(config.model) if model.queries == "selected" else None
+    training = foundation_recipes.published_training(config.model) if model.is_vit else training
     published = 64 if model.queries == "learned" else 32 if model.is_deformable else 16
     published = training.batch if training is not None else published
     choices = [

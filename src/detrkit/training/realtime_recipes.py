@@ -1,4 +1,4 @@
-"""Published training of RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4, by preset.
+"""Published training of RT-DETR, RT-DETRv2, D-FINE, DEIM, RT-DETRv4 and DEIMv2, by preset.
 
 Weight decay and learning rates follow the parameter groups that the published configurations make, not those they intend:
 "norm anywhere in the name, or bn at its start" finds no norm of HGNetV2, whose names contain bn, so that D-FINE's backbone
@@ -6,7 +6,8 @@ norms decay; and RT-DETR (v1) does not call all of its norms so. DEIM excludes n
 norms have the learning rate of the other parts.
 
 Left out: the published trainers of D-FINE and DEIM reload their best weights when strong augmentation ends, and whenever an
-epoch after it is not the best.
+epoch after it is not the best. DEIMv2 also pastes objects of other images (N only), and drops boxes that augmentation made
+smaller than 1 (N) to 12 pixels (Atto).
 """
 
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ class PublishedTraining:
         no_weight_decay: patterns.
         multi_scale: as the setting.
         weight_decay: of AdamW.
-        warmup: steps of linear warm-up.
+        warmup: steps of warm-up.
+        image_size: side of the square images.
     """
 
     epochs: int
@@ -66,6 +68,7 @@ class PublishedTraining:
     multi_scale: int
     weight_decay: float = 1e-4
     warmup: int = 0
+    image_size: int = 640
 
 
 _RTDETR = {
@@ -116,6 +119,17 @@ _DEIM_RTDETRV2 = {
     "l": PublishedTraining(60, 58, 16, 2e-4, 2e-5, (_NORMS,), 3, warmup=2000),
     "x": PublishedTraining(60, 58, 16, 2e-4, 2e-6, (_NORMS,), 3, warmup=2000),
 }
+# the authors name norms after poolings by numbers, which their pattern of norms does not find
+_DEIMV2_NORMS = r"^(?!.*downsample\.(0\.)?pointwise\.).*norm\."
+_DEIMV2 = {
+    "atto": PublishedTraining(500, 400, 128, 2e-3, 1e-3, (_DEIMV2_NORMS,), 0, warmup=4000, image_size=320),
+    "femto": PublishedTraining(
+        500, 400, 128, 1.6e-3, 8e-4, (_DEIMV2_NORMS, _OTHER_BIASES), 0, warmup=4000, image_size=416
+    ),
+    "pico": PublishedTraining(500, 400, 128, 1.6e-3, 8e-4, (_DEIMV2_NORMS, _OTHER_BIASES), 0, warmup=4000),
+    "n": PublishedTraining(160, 148, 32, 8e-4, 4e-4, (_NORMS, _OTHER_BIASES), 0, warmup=2000),
+}
+_DEIMV2_NO_AUGMENTATION = 32  # last epochs, at the lowest learning rate, of Atto, Femto and Pico
 _DEIM_FIRST_EPOCHS = 4  # before strong augmentation
 
 
@@ -128,6 +142,8 @@ def published_training(preset: str) -> PublishedTraining | None:
     if family == "dfine":
         size, _, data = size.partition("-")
         return {"": _DFINE, "obj2coco": _DFINE_OBJ2COCO, "obj365": _DFINE_OBJ365}[data].get(size)
+    if family == "deimv2":
+        return _DEIMV2.get(size)
     if family == "rtdetrv4":
         return _DEIM.get(size)
     if family == "rtdetrv2":
@@ -142,8 +158,14 @@ def common_settings(preset: str, lr: float | None = None) -> Defaults:
         preset: its name.
         lr: learning rate of the run, which that of the backbone follows; None for the published one.
     """
-    is_deim = preset.startswith(("deim-", "rtdetrv4-"))
+    is_deim = preset.startswith(("deim-", "deimv2-", "rtdetrv4-"))
     settings = dict(COMMON)
+    if _is_lite(preset):
+        settings["match_union"] = (False, "boxes of a layer are trained on its own matches, as published")
+        settings |= {
+            "fgl_loss_coef": (0.0, "no losses of edge distributions, as published"),
+            "ddf_loss_coef": (0.0, ""),
+        }
     if is_deim:
         settings["cls_loss"] = ("mal", "scores follow the IoU of the box (matchability-aware loss), as published")
     elif not preset.startswith("dfine-"):
@@ -153,6 +175,7 @@ def common_settings(preset: str, lr: float | None = None) -> Defaults:
         settings |= {
             "lr": (training.lr, _PUBLISHED),
             "backbone_lr": _backbone_lr(training, lr),
+            "image_size": (training.image_size, _PUBLISHED),
             "weight_decay": (training.weight_decay, ""),
             "multi_scale": (training.multi_scale, ""),
         }
@@ -191,6 +214,8 @@ def reference_settings(preset: str, lr: float | None = None) -> Defaults:
         ),
         "no_weight_decay": (training.no_weight_decay, "the published groups of parameters"),
     }
+    if preset.startswith("deimv2-"):
+        return {**settings, **_deimv2(preset, training)}
     return {**settings, **_deim(preset, training)} if is_deim else settings
 
 
@@ -217,3 +242,30 @@ def _deim(preset: str, training: PublishedTraining) -> Defaults:
     if _NORMS in training.no_weight_decay:
         settings["lr_factors"] = ({_BACKBONE_NORMS: 1.0}, "norms of the backbone have lr, as published")
     return settings
+
+
+def _is_lite(preset: str) -> bool:
+    """Return whether a preset is one of DEIMv2's three smallest."""
+    return preset.startswith("deimv2-") and preset != "deimv2-n"
+
+
+def _deimv2(preset: str, training: PublishedTraining) -> Defaults:
+    """Return the settings of DEIMv2: those of DEIM with the authors' numbers, and matching by quality at the end."""
+    is_lite, epochs = _is_lite(preset), training.epochs
+    mosaic_until = epochs // 2 if is_lite else 78
+    quality_from = 450 if is_lite else 136
+    settings: dict[str, tuple[Any, str]] = {
+        "warmup": ("quadratic", ""),
+        "mosaic": (0.3 if preset == "deimv2-atto" else 0.5, "more objects per image, as published"),
+        "mosaic_until": (mosaic_until / epochs, f"{mosaic_until} of {epochs} epochs, as published"),
+        "strong_aug_from": (_DEIM_FIRST_EPOCHS / epochs, ""),
+        "quality_matching_from": (quality_from / epochs, "matching by score and IoU late in training, as published"),
+    }
+    if not is_lite:
+        return {**settings, "mixup": (0.5, "")}
+    return {
+        **settings,
+        "lr_scheduler": ("flat_cosine", _PUBLISHED),
+        "flat_until": (mosaic_until / epochs, ""),
+        "cosine_until": (1 - _DEIMV2_NO_AUGMENTATION / epochs, ""),
+    }

@@ -15,8 +15,8 @@ def lr_factor(step: int, fraction: float, settings: TrainingConfig) -> float:
     """Compute the factor at a step.
 
     "step" is 1, and 0.1 after a fraction of the run (published: repeatedly); "cosine" decreases from 1 to 0; "flat_cosine"
-    is 1, decreases to 0.5 between `flat_until` and `strong_aug_until`, and stays there (DEIM, arXiv:2412.04234). All start
-    with a warm-up over `warmup_steps`, or until `warmup_until` if that is earlier.
+    is 1, decreases to 0.5 between `flat_until` and `cosine_until`, and stays there (DEIM, arXiv:2412.04234). All start with
+    a warm-up over `warmup_steps`, or until `warmup_until` if that is earlier.
 
     Args:
         step: number of the step, from 0.
@@ -35,7 +35,7 @@ def lr_factor(step: int, fraction: float, settings: TrainingConfig) -> float:
         return 1.0 if fraction < schedule.lr_drop else 0.1
     if schedule.lr_scheduler == "cosine":
         return _half_cosine(fraction)
-    end = settings.augmentation.strong_aug_until
+    end = schedule.cosine_until or settings.augmentation.strong_aug_until
     if fraction >= end:
         return _FLAT_COSINE_END
     decreasing = max(0.0, fraction - schedule.flat_until) / max(end - schedule.flat_until, 1e-9)

@@ -91,7 +91,8 @@ class TrainStep:
         self.loss = with_auxiliary_queries(loss, model.config, settings)
         self.settings = settings
         self.device = device
-        budget = StepBudget(length) if isinstance(length, int) else length
+        self._matcher = loss.matcher
+        budget = self._budget = StepBudget(length) if isinstance(length, int) else length
         self.optimizer = build_optimizer(model, settings, self.auxiliary_queries)
         self.schedule = build_schedule(self.optimizer, budget, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.hardware.precision == "float16")
@@ -130,6 +131,8 @@ class TrainStep:
         Raises:
             NonFiniteError: too many consecutive steps were not finite.
         """
+        progress, from_then = self._budget.fraction_after(self.step_number), self.settings.loss.quality_matching_from
+        self._matcher.by_quality = from_then < 1 and progress >= from_then
         targets = [target for batch in batches for target in batch.targets]
         normalizers = self.loss.normalizers(targets, self.model.config.num_queries)
         self.optimizer.zero_grad()
@@ -232,7 +235,8 @@ class TrainStep:
         repeats = self.settings.augmentation.multi_scale
         if not repeats or not batch.is_strong:
             return batch.images, padding_mask
-        return rescale(batch.images, padding_mask, repeats, mix_seeds(self.settings.seed, self.step_number))
+        seed = mix_seeds(self.settings.seed, self.step_number)
+        return rescale(batch.images, padding_mask, repeats, seed, self.model.config.size_divisor)
 
     def _noised(self, batch: Batch) -> dict[str, NoisedBoxes]:
         if not self.settings.auxiliary_queries.has_denoising:

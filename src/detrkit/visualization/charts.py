@@ -28,6 +28,8 @@ _LOSSES = {
     "loss_giou": "box (GIoU)",
     "loss_mask": "mask (focal)",
     "loss_dice": "mask (dice)",
+    "loss_mask_ce": "mask (cross-entropy)",
+    "loss_mask_dice": "mask (dice)",
 }
 _METRICS = {"ap": "AP", "ap50": "AP at IoU 0.50", "mask_ap": "mask AP", "pq": "panoptic quality"}
 

@@ -9,10 +9,28 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from detrkit.checkpoints.conversion.realtime_fields import REALTIME_FIELDS, published_backbone_fields, realtime_fields
+from detrkit.checkpoints.conversion.foundation_fields import FOUNDATION_FIELDS, foundation_fields
+from detrkit.checkpoints.conversion.realtime_fields import (
+    REALTIME_FIELDS,
+    deimv2_fields,
+    published_backbone_fields,
+    realtime_fields,
+)
 from detrkit.config.model import ModelConfig
 
-Architecture = Literal["detr", "conditional-detr", "dab-detr", "deformable-detr", "rtdetr", "rtdetrv2", "dfine"]
+Architecture = Literal[
+    "detr",
+    "conditional-detr",
+    "dab-detr",
+    "deformable-detr",
+    "rtdetr",
+    "rtdetrv2",
+    "dfine",
+    "deimv2",
+    "lwdetr",
+    "rfdetr",
+]
+WITH_MASKS: Collection[Architecture] = ("detr", "rfdetr")  # published with a mask head
 
 
 def _query_fields(state: Mapping[str, Tensor], num_heads: int) -> dict[str, Any]:
@@ -46,6 +64,15 @@ def _is_rtdetr(config: ModelConfig) -> bool:
     return config.backbone.endswith("-vd") and config.has_memory_projection and config.activation in ("relu", "silu")
 
 
+def _is_deimv2(config: ModelConfig) -> bool:
+    # the authors' code, or that of transformers, which projects the memory and encodes the boxes of every layer
+    has_published_queries = config.selection_projection == config.layerwise_query_positions
+    is_lite = config.fusion_block == "lite" and not config.encoder_layers
+    has_published_encoder = is_lite or config.fusion_block == "rep_ncsp_elan_sum"
+    is_hgnet = config.backbone.startswith("hgnetv2-") and config.activation in ("relu", "silu")
+    return has_published_queries and has_published_encoder and is_hgnet
+
+
 @dataclass(frozen=True)
 class ArchitectureTraits:
     """Properties by which an architecture is recognised.
@@ -57,6 +84,7 @@ class ArchitectureTraits:
         variable: fields whose values may differ from the published ones.
         is_published: whether the variable fields of a config have a published combination of values.
         fields_from_backbone: fields that follow the published training of a backbone.
+        lacks: entry that others with the same marker have.
     """
 
     fields: Mapping[str, Any]
@@ -65,11 +93,43 @@ class ArchitectureTraits:
     variable: frozenset[str] = frozenset({"max_detections"})
     is_published: Callable[[ModelConfig], bool] = lambda config: True
     fields_from_backbone: Callable[[str], dict[str, Any]] = lambda backbone: {}
+    lacks: str | None = None
+
+    def has(self, names: Collection[str]) -> bool:
+        """Return whether entries with these names are of this architecture."""
+        return self.lacks not in names and (not self.marker or any(self.marker in name for name in names))
 
 
 # DEIM and RT-DETRv4 are D-FINE with another activation; DEIM's RT-DETRv2 also encodes positions by another MLP
 _REALTIME_VARIABLE = frozenset({"max_detections", "num_feature_levels", "activation"})
+_DEIMV2_VARIABLE = frozenset(
+    {"cross_attention_gate", "shared_box_head", "selection_projection", "layerwise_query_positions"}
+)
+_FOUNDATION_VARIABLE = frozenset({"max_detections", "num_feature_levels"})
 ARCHITECTURES: dict[Architecture, ArchitectureTraits] = {
+    "rfdetr": ArchitectureTraits(
+        FOUNDATION_FIELDS,
+        "backbone.mask_token",
+        foundation_fields,
+        _FOUNDATION_VARIABLE,
+        lambda config: config.backbone.startswith("dinov2-"),
+    ),
+    "lwdetr": ArchitectureTraits(
+        FOUNDATION_FIELDS,
+        "backbone.class_position",
+        foundation_fields,
+        _FOUNDATION_VARIABLE,
+        lambda config: config.backbone.startswith("vit-"),
+    ),
+    "deimv2": ArchitectureTraits(
+        {**REALTIME_FIELDS, "decoder": "fine_grained", "decoder_norm": "rms", "decoder_feed_forward": "swiglu"},
+        "heads.initial_box_head.",
+        deimv2_fields,
+        _REALTIME_VARIABLE | _DEIMV2_VARIABLE,
+        _is_deimv2,
+        published_backbone_fields,
+        lacks="decoder.layers.0.feed_forward_residual.norm.bias",  # RMS norms have none
+    ),
     "dfine": ArchitectureTraits(
         {**REALTIME_FIELDS, "decoder": "fine_grained", "fusion_block": "rep_ncsp_elan"},
         "heads.initial_box_head.",
@@ -136,6 +196,12 @@ _DETR_FIELDS: dict[str, Any] = {
     "position_temperature": 10_000.0,
     "scaled_positions": False,
     "sampling": "bilinear",
+    "decoder_norm": "layer",
+    "decoder_feed_forward": "mlp",
+    "cross_attention_gate": True,
+    "shared_box_head": False,
+    "selection_projection": True,
+    "layerwise_query_positions": True,
 }
 
 
@@ -153,11 +219,7 @@ def architecture_of_config(config: ModelConfig) -> Architecture | None:
 
 def architecture_of_names(names: Collection[str]) -> Architecture:
     """Return the published architecture whose parts entries in detrkit's names have."""
-    return next(
-        architecture
-        for architecture, traits in ARCHITECTURES.items()
-        if any(traits.marker in name for name in names) or not traits.marker
-    )
+    return next(architecture for architecture, traits in ARCHITECTURES.items() if traits.has(names))
 
 
 def architecture_of_model(names: Collection[str], config: ModelConfig) -> Architecture:

@@ -1,8 +1,10 @@
 """Convert checkpoints between formats, and verify that the result predicts the same."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from detrkit.checkpoints.named_model import NamedModel
 from detrkit.checkpoints.native import Checkpoint, save_checkpoint
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle, repeat_channels
-from detrkit.errors import ConfigError, DetrkitError, arg
+from detrkit.errors import CheckpointError, ConfigError, DetrkitError, arg
 from detrkit.models.detr import DETR
 from detrkit.structures import Predictions
 
@@ -89,9 +91,14 @@ def convert(
     checkpoint = load_checkpoint(source, model=model, state_dict_key=state_dict_key)
     if dilation is not None:
         checkpoint = replace(checkpoint, config=checkpoint.config.model_copy(update={"dilation": dilation}))
-    _write(checkpoint, output, to)
-    written = load_checkpoint(output)
     built = checkpoint.build()
+    try:
+        _write(checkpoint, output, to)
+        written = load_checkpoint(output)
+        difference = max_difference(built, written.build())
+    except DetrkitError:
+        _remove(output)  # which cannot be read, or is another model
+        raise
     url = None
     if push is not None and to != "official":
         try:
@@ -104,7 +111,7 @@ def convert(
         path=output,
         format=to,
         num_parameters=sum(parameter.numel() for parameter in built.parameters()),
-        max_difference=max_difference(built, written.build()),
+        max_difference=difference,
         not_stored=_not_stored(checkpoint, written),
         notes=checkpoint.notes,
         url=url,
@@ -113,10 +120,22 @@ def convert(
 
 @torch.inference_mode()
 def max_difference(first: DETR, second: DETR) -> float:
-    """Compare the predictions of two models, which are put into eval mode, on a padded batch of synthetic images."""
-    samples = [SyntheticShapes(1, seed=0, style=SyntheticStyle(size=size))[0] for size in (224, 160)]
+    """Compare the predictions of two models, which are put into eval mode, on a padded batch of synthetic images.
+
+    Raises:
+        CheckpointError: they predict tensors of different shapes.
+    """
+    unit = first.config.size_divisor
+    styles = [SyntheticStyle(size=-(-size // unit) * unit) for size in (224, 160)]
+    samples = [SyntheticShapes(1, seed=0, style=style)[0] for style in styles]
     batch = collate([replace(one, image=repeat_channels(one.image, first.config.in_channels)) for one in samples])
     predictions = [_tensors(model.eval()(batch.images, batch.padding_mask)) for model in (first, second)]
+    for expected, found in zip(*predictions, strict=True):
+        if expected.shape != found.shape:
+            raise CheckpointError(
+                f"checkpoint: predicts {tuple(found.shape)} instead of {tuple(expected.shape)} values when it is read "
+                f"back: the format does not store all settings of the model; use {arg('to', 'detrkit')}"
+            )
     return max(float((a - b).abs().max()) for a, b in zip(*predictions, strict=True))
 
 
@@ -127,9 +146,20 @@ def _tensors(predictions: Predictions) -> list[Tensor]:
 
 def _not_stored(checkpoint: Checkpoint, written: Checkpoint) -> tuple[str, ...]:
     categories = () if written.categories == checkpoint.categories else ("categories",)
-    # formats round the longer side of limited images in their own way
-    read, given = (one.preprocessing.model_copy(update={"rounding": "published"}) for one in (written, checkpoint))
+    # formats round the longer side of limited images in their own way; stretched images have no padding
+    ignored: dict[str, Any] = {"rounding": "published"}
+    if checkpoint.preprocessing.resize == "stretch":
+        ignored["padding_invariant"] = True
+    read, given = (one.preprocessing.model_copy(update=ignored) for one in (written, checkpoint))
     return (*categories, *(() if read == given else ("preprocessing",)))
+
+
+def _remove(output: Path) -> None:
+    """Remove what was written, if anything: it did not exist before."""
+    if output.is_dir():
+        shutil.rmtree(output)
+    else:
+        output.unlink(missing_ok=True)
 
 
 def _write(checkpoint: Checkpoint, output: Path, format: CheckpointFormat) -> None:

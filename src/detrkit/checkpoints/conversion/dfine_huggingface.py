@@ -91,7 +91,8 @@ def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
 
 def _backbone_config(config: ModelConfig) -> dict[str, Any]:
     variant = VARIANTS[config.backbone]
-    last_level = 4 - config.num_feature_levels
+    stages = len(variant.channels)
+    kernel_size = variant.light_kernel_size
     return {
         "model_type": "hgnet_v2",
         "stem_channels": [config.in_channels, *variant.stem],
@@ -99,9 +100,12 @@ def _backbone_config(config: ModelConfig) -> dict[str, Any]:
         "stage_mid_channels": list(variant.widths),
         "stage_out_channels": list(variant.channels),
         "stage_num_blocks": list(variant.depths),
-        "stage_numb_of_layers": [variant.num_layers] * 4,
+        "stage_downsample": [False, True, True, True][:stages],
+        "stage_light_block": [False, False, True, True][:stages],
+        "stage_kernel_size": [3, 3, kernel_size, kernel_size][:stages],
+        "stage_numb_of_layers": [variant.num_layers] * stages,
         "hidden_sizes": list(variant.channels),
-        "depths": [3, 4, 6, 3],
+        "depths": [3, 4, 6, 3][:stages],
         "use_learnable_affine_block": config.has_learnable_affine_block,
-        "out_indices": [index + 1 for index in range(last_level, 4)],
+        "out_indices": [index + 1 for index in range(stages - config.num_backbone_levels, stages)],
     }

@@ -1,6 +1,6 @@
 """D-FINE, DEIM and RT-DETRv4 in the official format (Peterande/D-FINE), whose entries have the same names."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from detrkit.checkpoints.conversion.rtdetr_official import (
 _HGNET_NAMES = (("convolution.", "conv."), ("norm.", "bn."), ("affine.", "lab."))
 _LAYER = "blocks.{n}.layers.{n}."
 _ELAN_CONVOLUTIONS = ("conv1.", "conv2.", "conv3.", "conv4.")
-_ELAN_NAMES = {
+ELAN_NAMES = {
     "conv1.": "cv1.",
     "csp1.": "cv2.0.",
     "conv2.": "cv2.1.",
@@ -56,8 +56,8 @@ def elan_rules(detrkit: str, other: str, names: Mapping[str, str]) -> list[Rule]
 
 HGNET_RULES = hgnet_rules("backbone.stem.", "backbone.stages.")
 ELAN_FUSION_RULES: list[Rule] = [
-    *elan_rules("encoder.top_down.{n}.", "encoder.fpn_blocks.{n}.", _ELAN_NAMES),
-    *elan_rules("encoder.bottom_up.{n}.", "encoder.pan_blocks.{n}.", _ELAN_NAMES),
+    *elan_rules("encoder.top_down.{n}.", "encoder.fpn_blocks.{n}.", ELAN_NAMES),
+    *elan_rules("encoder.bottom_up.{n}.", "encoder.pan_blocks.{n}.", ELAN_NAMES),
     *conv_norm_rules("encoder.downsample.{n}.pointwise.", "encoder.downsample_convs.{n}.0.cv1."),
     *conv_norm_rules("encoder.downsample.{n}.depthwise.", "encoder.downsample_convs.{n}.0.cv2."),
 ]
@@ -68,15 +68,15 @@ FINE_GRAINED_RULES: list[Rule] = [
     *mlp_rules("heads.initial_box_head.", "decoder.pre_bbox_head.", num_layers=3),
     *((f"heads.bins.{name}", f"decoder.{name}") for name in _BINS),
 ]
-_RULES: list[Rule] = [
+RULES_WITHOUT_SELECTION: list[Rule] = [
     *HGNET_RULES,
     *INPUT_PROJECTION_RULES,
     *ENCODER_RULES,
     *ELAN_FUSION_RULES,
     *FINE_GRAINED_RULES,
     *DECODER_RULES,
-    *SELECTION_RULES,
 ]
+_RULES: list[Rule] = [*RULES_WITHOUT_SELECTION, *SELECTION_RULES]
 fields_from_args, args_from_config = rtdetrv2_official.fields_from_args, rtdetrv2_official.args_from_config
 fields_from_state, computed_entries = rtdetrv2_official.fields_from_state, rtdetrv2_official.computed_entries
 
@@ -86,15 +86,16 @@ def matches(names: Collection[str]) -> bool:
     return "decoder.pre_bbox_head.layers.0.weight" in names
 
 
-def to_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename official entries to detrkit's."""
-    repeated = {f"decoder.decoder.{name}" for name in _BINS}
-    stored = {name: tensor for name, tensor in state.items() if name not in repeated}
-    renamed = rtdetrv2_official.to_detrkit(stored, _RULES)
+def to_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule] = _RULES) -> dict[str, Tensor]:
+    """Rename official entries to detrkit's; `rules` are those of a derived architecture."""
+    repeated = {f"decoder.decoder.{name}": f"decoder.{name}" for name in _BINS}
+    # files of safetensors may hold one of two equal tensors only
+    stored = {repeated.get(name, name): tensor for name, tensor in state.items() if repeated.get(name) not in state}
+    renamed = rtdetrv2_official.to_detrkit(stored, rules)
     return {name: tensor.float() if name == "heads.bins.reg_scale" else tensor for name, tensor in renamed.items()}
 
 
-def from_detrkit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename detrkit's entries to the official ones."""
-    renamed = rtdetrv2_official.from_detrkit(state, _RULES)
+def from_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule] = _RULES) -> dict[str, Tensor]:
+    """Rename detrkit's entries to the official ones; `rules` as above."""
+    renamed = rtdetrv2_official.from_detrkit(state, rules)
     return {**renamed, **{f"decoder.decoder.{name}": renamed[f"decoder.{name}"] for name in _BINS}}

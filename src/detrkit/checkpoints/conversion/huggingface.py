@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detrkit._internal.files import make_folder, write_tensors, write_text
 from detrkit.checkpoints.conversion import table_transformer_huggingface
-from detrkit.checkpoints.conversion.architectures import architecture_of_config
+from detrkit.checkpoints.conversion.architectures import Architecture, architecture_of_config
 from detrkit.checkpoints.conversion.detr_huggingface import resnet_config_fields
 from detrkit.checkpoints.conversion.labels import read_categories
 from detrkit.checkpoints.conversion.preprocessor import preprocessor_settings, read_preprocessing
@@ -21,8 +21,9 @@ from detrkit.checkpoints.native import Checkpoint, Preprocessing, default_prepro
 from detrkit.config.model import ModelConfig
 from detrkit.data.categories import Categories
 from detrkit.errors import CheckpointError, arg, short
+from detrkit.models.heads.dot_product import MASK_STRIDE
 
-_REALTIME_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("rtdetr", "rtdetrv2", "dfine"))
+_REALTIME_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("rtdetr", "rtdetrv2", "dfine", "deimv2"))
 _REALTIME_SETTINGS = {
     "activation_function": "silu",
     "encoder_activation_function": "gelu",
@@ -38,6 +39,22 @@ _REALTIME_SETTINGS = {
     "top_prob_values": 4,
     "lqe_hidden_dim": 64,
     "lqe_layers": 2,
+    "encoder_fuse_op": "sum",
+    "encoder_has_trailing_conv": True,
+}
+_FOUNDATION_TYPES = tuple(HUGGINGFACE[name].MODEL_TYPE for name in ("lwdetr", "rfdetr"))
+_FOUNDATION_SETTINGS = {
+    "activation_function": "silu",
+    "decoder_activation_function": "relu",
+    "hidden_expansion": 0.5,
+    "c2f_num_blocks": 3,
+    "batch_norm_eps": 1e-5,
+    "mask_downsample_ratio": MASK_STRIDE,
+    "segmentation_head_activation_function": "gelu",
+}
+_MASK_MODEL_CLASSES: dict[Architecture | None, str] = {
+    "detr": "DetrForSegmentation",
+    "rfdetr": "RfDetrForInstanceSegmentation",
 }
 
 
@@ -140,7 +157,8 @@ def transformers_classes(config: ModelConfig) -> tuple[str, str]:
         CheckpointError: Hugging Face has no such architecture.
     """
     conversion = _conversion_for(config)
-    return "DetrForSegmentation" if config.mask_head else conversion.MODEL_CLASS, conversion.IMAGE_PROCESSOR
+    name = _MASK_MODEL_CLASSES[architecture_of_config(config)] if config.mask_head else conversion.MODEL_CLASS
+    return name, conversion.IMAGE_PROCESSOR
 
 
 def fits_transformers(config: ModelConfig) -> bool:
@@ -157,7 +175,7 @@ def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
     architecture = architecture_of_config(config)
     if architecture == "detr" and config.pre_norm and not config.mask_head:
         return table_transformer_huggingface
-    if architecture is None or (config.mask_head and architecture != "detr"):
+    if architecture is None or (config.mask_head and architecture not in _MASK_MODEL_CLASSES):
         part = "combination of attention, queries and heads" if architecture is None else "mask head"
         raise CheckpointError(
             f"the model's {part} is not supported by Hugging Face's architectures; use {arg('to', 'detrkit')}, which "
@@ -169,6 +187,9 @@ def _conversion_for(config: ModelConfig) -> HuggingFaceConversion:
 def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
     if config.is_hybrid:
         _check_realtime_variant(config)
+        return
+    if config.is_vit:
+        _check_foundation_variant(config)
         return
     is_table_transformer = architecture_of_config(config) == "detr" and not config.mask_head
     unsupported = (
@@ -187,10 +208,16 @@ def _check_variant(config: ModelConfig, native_backbone: bool) -> None:
 
 
 def _check_realtime_variant(config: ModelConfig) -> None:
-    is_dfine = config.decoder == "fine_grained"
+    is_dfine, is_deimv2 = config.decoder == "fine_grained", architecture_of_config(config) == "deimv2"
+    kind = "DEIMv2" if is_deimv2 else "D-FINE" if is_dfine else "RT-DETR"
+    position_layers = 3 if is_deimv2 else 2
     unsupported = (
-        (config.activation != "relu", f"activation {config.activation!r}, of DEIM and RT-DETRv4,"),
-        (config.query_position_layers != 2, f"{config.query_position_layers} layers of query positions, of DEIM,"),
+        (config.activation != "relu", f"activation {config.activation!r} of DEIM, DEIMv2 and RT-DETRv4,"),
+        (not config.selection_projection, "the memory as it is for the selection of queries"),
+        (
+            config.query_position_layers != position_layers,
+            f"{config.query_position_layers} layers of query positions, of DEIM,",
+        ),
         (config.distillation_dim is not None, "a projection that learns from a teacher, of RT-DETRv4,"),
         (config.eval_decoder_layers is not None and not is_dfine, "an earlier decoder layer for predictions"),
         (len(set(config.sampling_points)) > 1 and not is_dfine, "different numbers of sampling points"),
@@ -199,7 +226,26 @@ def _check_realtime_variant(config: ModelConfig) -> None:
     for is_used, name in unsupported:
         if is_used:
             raise CheckpointError(
-                f"the model uses {name} which Hugging Face's {'D-FINE' if is_dfine else 'RT-DETR'} does not support; use "
+                f"the model uses {name} which Hugging Face's {kind} does not support; use {arg('to', 'official')}"
+            )
+
+
+def _check_foundation_variant(config: ModelConfig) -> None:
+    is_rfdetr = config.backbone.startswith("dinov2-")
+    name_there = "RF-DETR" if is_rfdetr else "LW-DETR"
+    following = {layer for layer in config.out_layers if layer < config.backbone_layers}
+    unsupported = (
+        (is_rfdetr and config.num_feature_levels > 1, "several feature maps"),
+        (is_rfdetr and set(config.global_layers) != following, "global attention in other blocks than after features"),
+        (is_rfdetr and config.num_register_tokens > 0, "register tokens"),
+        (config.projector_norm != ("layer" if is_rfdetr else "batch"), f"projector_norm {config.projector_norm!r}"),
+        (config.activation != "relu", f"activation {config.activation!r}"),
+        (len(set(config.sampling_points)) > 1, "different numbers of sampling points"),
+    )
+    for is_used, name in unsupported:
+        if is_used:
+            raise CheckpointError(
+                f"the model uses {name}, which Hugging Face's {name_there} does not support; use "
                 f"{arg('to', 'official')}"
             )
 
@@ -221,7 +267,9 @@ def _check_settings(content: Mapping[str, Any], path: Path) -> None:
     """
     is_table_transformer = content["model_type"] == table_transformer_huggingface.MODEL_TYPE
     expected: dict[str, tuple[Any, ...]] = {"decoder_attention_heads": (content.get("encoder_attention_heads", 8),)}
-    if content["model_type"] in _REALTIME_TYPES:
+    if content["model_type"] in _FOUNDATION_TYPES:
+        expected = {setting: (value,) for setting, value in _FOUNDATION_SETTINGS.items()}
+    elif content["model_type"] in _REALTIME_TYPES:
         expected |= {setting: (value,) for setting, value in _REALTIME_SETTINGS.items()}
     else:
         expected["activation_function"] = ("relu", "prelu") if content["model_type"] == "dab-detr" else ("relu",)
@@ -238,9 +286,24 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
     config = checkpoint.config
     conversion = _conversion_for(config)
     names = checkpoint.categories.names
+    labels = {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+        "detrkit_category_ids": list(checkpoint.categories.ids),
+    }
+    common = {} if config.is_vit else _common_fields(config, native_backbone)
     return {
         "model_type": conversion.MODEL_TYPE,
         "architectures": [transformers_classes(config)[0]],
+        **common,
+        **labels,
+        **conversion.config_fields(config),
+    }
+
+
+def _common_fields(config: ModelConfig, native_backbone: bool) -> dict[str, Any]:
+    """Return the fields that DETR and its successors with an encoder share."""
+    return {
         "backbone_config": _native_backbone(config) if native_backbone else _timm_backbone(config),
         "dilation": config.dilation,
         "num_queries": config.num_queries,
@@ -252,10 +315,6 @@ def _config_json(checkpoint: Checkpoint, native_backbone: bool) -> dict[str, Any
         "decoder_ffn_dim": config.dim_feedforward,
         "dropout": config.dropout,
         "position_embedding_type": config.position_embedding,
-        "id2label": {str(label): name for label, name in enumerate(names)},
-        "label2id": {name: label for label, name in enumerate(names)},
-        "detrkit_category_ids": list(checkpoint.categories.ids),
-        **conversion.config_fields(config),
     }
 
 

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from detrkit._internal.files import atomic_write
 from detrkit.checkpoints.containers import select_weights
-from detrkit.checkpoints.conversion.architectures import Architecture, architecture_of_config, architecture_of_model
+from detrkit.checkpoints.conversion.architectures import (
+    WITH_MASKS,
+    Architecture,
+    architecture_of_config,
+    architecture_of_model,
+)
 from detrkit.checkpoints.conversion.registry import OFFICIAL, official_conversion
 from detrkit.checkpoints.native import Checkpoint
 from detrkit.checkpoints.state_dict import LoadReport, load_state_dict
@@ -126,7 +131,7 @@ def official_architecture(config: ModelConfig) -> Architecture:
         raise CheckpointError(
             f"the model uses backbone {config.backbone!r}, which the official code does not support; {advice}"
         )
-    if architecture is None or (config.mask_head and architecture != "detr"):
+    if architecture is None or (config.mask_head and architecture not in WITH_MASKS):
         raise CheckpointError(
             "the model's combination of attention, queries, heads and masks is not a published architecture; " + advice
         )

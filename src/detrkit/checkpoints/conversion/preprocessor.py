@@ -18,7 +18,7 @@ from detrkit.errors import CheckpointError, short
 
 _PROCESSORS = tuple(
     f"{architecture}{kind}"
-    for architecture in ("Detr", "ConditionalDetr", "DeformableDetr", "RTDetr")
+    for architecture in ("Detr", "ConditionalDetr", "DeformableDetr", "RTDetr", "RfDetr")
     for kind in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 )
 _FILTERS: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers

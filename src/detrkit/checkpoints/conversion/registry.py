@@ -16,10 +16,16 @@ from detrkit.checkpoints.conversion import (
     dab_detr_official,
     deformable_detr_huggingface,
     deformable_detr_official,
+    deimv2_huggingface,
+    deimv2_official,
     detr_huggingface,
     detr_official,
     dfine_huggingface,
     dfine_official,
+    lwdetr_huggingface,
+    lwdetr_official,
+    rfdetr_huggingface,
+    rfdetr_official,
     rtdetr_huggingface,
     rtdetr_official,
     rtdetrv2_huggingface,
@@ -84,12 +90,15 @@ class HuggingFaceConversion(Protocol):
 
 
 OFFICIAL: dict[Architecture, OfficialConversion] = {
+    "lwdetr": lwdetr_official,  # these before Deformable DETR, whose attention they have
+    "rfdetr": rfdetr_official,
     "detr": detr_official,
     "conditional-detr": conditional_detr_official,
     "dab-detr": dab_detr_official,
     "deformable-detr": deformable_detr_official,
     "rtdetr": rtdetr_official,
     "rtdetrv2": rtdetrv2_official,
+    "deimv2": deimv2_official,  # before D-FINE, whose entries it has, too
     "dfine": dfine_official,
 }
 # the pre-norm variant of DETR is an architecture of its own there
@@ -100,8 +109,11 @@ HUGGINGFACE: dict[Architecture | Literal["table-transformer"], HuggingFaceConver
     "dab-detr": dab_detr_huggingface,
     "rtdetr": rtdetr_huggingface,  # these also before Deformable DETR, whose attention they have
     "rtdetrv2": rtdetrv2_huggingface,
+    "deimv2": deimv2_huggingface,  # before D-FINE, as above
     "dfine": dfine_huggingface,
     "deformable-detr": deformable_detr_huggingface,
+    "lwdetr": lwdetr_huggingface,
+    "rfdetr": rfdetr_huggingface,
 }
 
 

@@ -142,14 +142,17 @@ def from_detrkit(state: Mapping[str, Tensor], rules: Iterable[Rule] = _RULES) ->
     return merge_in_proj(rename_from_detrkit(state, rules))
 
 
+_ARGUMENTS = {"num_queries": "num_queries", "num_top_queries": "max_detections"}
+
+
 def fields_from_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return no fields of `ModelConfig`: official checkpoints hold no arguments of the model."""
-    return {}
+    """Return the fields of `ModelConfig` that files of `args_from_config` hold and the weights do not show."""
+    return {field: args[name] for name, field in _ARGUMENTS.items() if args.get(name) is not None}
 
 
 def args_from_config(config: ModelConfig) -> dict[str, Any]:
-    """Return no training arguments: official checkpoints hold none."""
-    return {}
+    """Return what the weights do not show, by the names of the authors' settings; their code ignores it."""
+    return {name: getattr(config, field) for name, field in _ARGUMENTS.items()}
 
 
 def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -21,8 +21,6 @@ from detrkit.config.model import ModelConfig
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.queries.two_stage import generate_anchors
 
-_SIDE = 640  # pixels of the images for which official files hold anchors
-_COARSEST_STRIDE = 32
 _RULES: list[Rule] = [
     *RESNET_VD_RULES,
     *INPUT_PROJECTION_RULES,
@@ -59,7 +57,7 @@ def fields_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def computed_entries(config: ModelConfig) -> dict[str, Tensor]:
     """Return the entries of official files that are no weights: anchors, and the unit of sampling offsets."""
     scales = point_scales(config, "decoder.decoder.layers.{layer}.cross_attn.num_points_scale")
-    return {**_anchors(config.num_feature_levels), **scales}
+    return {**_anchors(config), **scales}
 
 
 def _points_per_level(scales: Tensor) -> tuple[int, ...]:
@@ -70,10 +68,10 @@ def _points_per_level(scales: Tensor) -> tuple[int, ...]:
     return tuple(points)
 
 
-def _anchors(num_levels: int) -> dict[str, Tensor]:
+def _anchors(config: ModelConfig) -> dict[str, Tensor]:
     """Compute the anchors of the cells of square images, whose logits are infinite where they are invalid."""
-    strides = [_COARSEST_STRIDE >> level for level in reversed(range(num_levels))]
-    sizes = tuple((_SIDE // stride, _SIDE // stride) for stride in strides)
+    side = config.published_side or 640
+    sizes = tuple((side // stride, side // stride) for stride in config.strides)
     num_cells = sum(height * width for height, width in sizes)
     maps = FeatureMaps(torch.zeros(1, num_cells, 1), torch.zeros(1, num_cells, 1), None, sizes)
     anchors, is_valid = generate_anchors(maps)

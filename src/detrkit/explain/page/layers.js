@@ -50,9 +50,10 @@ function layerCanvas(viewer, prediction, layer, row) {
 
 // decoder self-attention of the chosen query in the chosen layer
 function selfAttentionText(viewer, row) {
-  const weights = viewer.maps.self(row, viewer.layer.query, viewer.head);
+  const head = viewer.head < viewer.explanation.model.heads.self ? viewer.head : -1; // cross-attention may have more
+  const weights = viewer.maps.self(row, viewer.layer.query, head);
   const order = Array.from(weights.keys()).sort((a, b) => weights[b] - weights[a]).slice(0, 6);
-  const parts = [`In layer ${viewer.layer.query + 1} (${viewer.head < 0 ? "mean of its heads" : `head ${viewer.head + 1}`}), query ${viewer.query} attends most to `];
+  const parts = [`In layer ${viewer.layer.query + 1} (${head < 0 ? "mean of its heads" : `head ${head + 1}`}), query ${viewer.query} attends most to `];
   order.forEach((other, i) => {
     const text = other === viewer.query ? "itself" : `query ${other} (${viewer.className(other)} ${viewer.score(other).toFixed(2)})`;
     const name = other === viewer.query ? text : element("button", { type: "button", className: "link", onclick: () => viewer.choose(other) }, text);

@@ -99,6 +99,14 @@ class Maps {
     return [x(column), y(row), x(column + 1), y(row + 1)];
   }
 
+  // xyxy of a window of a ViT in pixels of the image
+  windowBox(row, column, perSide) {
+    const rows = this.rows / perSide, columns = this.columns / perSide;
+    const corner = (i, j) => this.cellBox({ columns: this.columns, pool: 1 }, i * this.columns + j);
+    const [left, top] = corner(row * rows, column * columns), [, , right, bottom] = corner((row + 1) * rows - 1, (column + 1) * columns - 1);
+    return [left, top, right, bottom];
+  }
+
   cellAt(x, y) {
     const [height, width] = this.grid.resized;
     const [imageHeight, imageWidth] = this.explanation.image.size;

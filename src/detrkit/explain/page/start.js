@@ -25,8 +25,13 @@ async function startPage(explanation, buffer) {
 }
 
 function modelText({ model, queries, grid }, maps) {
-  const level = model.featureLevels > 1 ? ` (last feature map of the backbone, 1 of ${model.featureLevels})` : "";
-  return `${model.name}: ${plural(queries.length, "query", "queries")}, ${maps.rows} × ${maps.columns} cells of ${grid.stride} px${level}, ${plural(model.encoderLayers, "encoder layer")}, ${plural(model.decoderLayers, "decoder layer")}, ${plural(model.heads, "head")}`;
+  const levels = model.windows ? " of the ViT" : ` (last feature map of the backbone, 1 of ${model.featureLevels})`;
+  const level = model.featureLevels > 1 || model.windows ? levels : "";
+  const encoder = plural(model.encoderLayers, model.windows ? "ViT block" : "encoder layer");
+  const { encoder: encoderHeads, self, cross } = model.heads; // no encoder: 0
+  const isEqual = self === cross && [0, self].includes(encoderHeads);
+  const heads = isEqual ? plural(self, "head") : `heads: ${encoderHeads} (${model.windows ? "ViT" : "encoder"}), ${self} and ${cross} (decoder)`;
+  return `${model.name}: ${plural(queries.length, "query", "queries")}, ${maps.rows} × ${maps.columns} cells of ${grid.stride} px${level}, ${encoder}, ${plural(model.decoderLayers, "decoder layer")}, ${heads}`;
 }
 
 async function startEmbedded() {

@@ -52,6 +52,7 @@ class Viewer {
   }
 
   connect() {
+    const model = this.explanation.model;
     const listen = (id, event, handler) => byId(id).addEventListener(event, handler);
     for (const radio of document.querySelectorAll('input[name="view"]')) radio.addEventListener("change", () => this.show(radio.value));
     document.querySelector('input[value="selection"]').parentElement.hidden = !this.explanation.selection;
@@ -66,7 +67,7 @@ class Viewer {
     listen("boxes", "keydown", (event) => this.step(event));
     this.observer = new ResizeObserver(() => this.resize());
     this.observer.observe(byId("stage").parentElement);
-    byId("head").max = this.explanation.model.heads;
+    if (model.windows) byId("cellKind").textContent = "self-attention of the ViT; click the image";
     byId("threshold").value = this.threshold ?? Math.max(...this.explanation.classThresholds);
     byId("groundTruth").parentElement.hidden = !this.explanation.objects;
     byId("points").parentElement.hidden = !this.explanation.maps.points;
@@ -111,6 +112,10 @@ class Viewer {
   choose(query) {
     this.query = query;
     this.show(this.view === "selection" ? "selection" : "query");
+  }
+
+  get numHeads() {
+    return this.explanation.model.heads[this.view === "cell" ? "encoder" : "cross"];
   }
 
   // whether the view is of a layer and heads
@@ -187,8 +192,9 @@ class Viewer {
     for (const name of ["layer", "head"]) byId(name).disabled = !this.hasLayers;
     byId("boxes").setAttribute("aria-label", this.boxesLabel());
     byId("layerValue").value = `${layer + 1} of ${numLayers}`;
-    byId("head").value = this.head + 1;
-    byId("headValue").value = this.head < 0 ? "mean" : `${this.head + 1} of ${this.explanation.model.heads}`;
+    this.head = Math.min(this.head, this.numHeads - 1);
+    Object.assign(byId("head"), { max: this.numHeads, value: this.head + 1 });
+    byId("headValue").value = this.head < 0 ? "mean" : `${this.head + 1} of ${this.numHeads}`;
     byId("thresholdValue").value = this.thresholdText();
     byId("opacityValue").value = percent(byId("opacity").valueAsNumber);
     this.listDetections();
@@ -244,6 +250,7 @@ class Viewer {
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (byId("groundTruth").checked) for (const object of this.explanation.objects || []) drawBox(context, object.box, scale, "#fff", line * 0.7, { dash: [line * 3, line * 2] });
     if (this.view === "cell") {
+      if (this.explanation.model.windows) this.drawWindows(context, scale, line);
       const cell = this.maps.cellBox({ columns: this.maps.columns, pool: 1 }, this.cell[0] * this.maps.columns + this.cell[1]);
       return drawBox(context, cell, scale, "#4cf", line);
     }
@@ -262,6 +269,32 @@ class Viewer {
     if (edges) drawEdges(context, edges, this.layer.query, scale, line);
   }
 
+  // whether all windows of a ViT attend to each other in the shown block
+  isGlobal() {
+    const { perSide, globalLayers } = this.explanation.model.windows;
+    return perSide === 1 || globalLayers.includes(this.layer.cell);
+  }
+
+  // window of the chosen cell, counted from 0
+  windowOfCell() {
+    const { perSide } = this.explanation.model.windows;
+    return [Math.floor((this.cell[0] * perSide) / this.maps.rows), Math.floor((this.cell[1] * perSide) / this.maps.columns)];
+  }
+
+  // windows of a ViT: all of them thin, and that of the chosen cell, unless it attends to all
+  drawWindows(context, scale, line) {
+    const { perSide } = this.explanation.model.windows, [row, column] = this.windowOfCell();
+    for (let i = 0; i < perSide * perSide; i++) drawBox(context, this.maps.windowBox(Math.floor(i / perSide), i % perSide, perSide), scale, "#fff", line * 0.4, { alpha: 0.5 });
+    if (!this.isGlobal()) drawBox(context, this.maps.windowBox(row, column, perSide), scale, "#fff", line);
+  }
+
+  layerText(layer, numLayers) {
+    if (!this.explanation.model.windows) return `Encoder layer ${layer} of ${numLayers}`;
+    const [row, column] = this.windowOfCell(), { perSide, hasClassToken } = this.explanation.model.windows;
+    const reach = this.isGlobal() ? "all cells" : `the cells of its window, row ${row + 1}, column ${column + 1} of ${perSide} × ${perSide}`;
+    return `ViT block ${layer} of ${numLayers} (attends to ${reach}${hasClassToken ? "; not shown: class token" : ""})`;
+  }
+
   // models with sigmoid scores have no "no object" probability
   predictionText(prediction) {
     const rest = prediction.noObject === null ? "" : `; no object ${prediction.noObject.toFixed(2)}`;
@@ -271,11 +304,11 @@ class Viewer {
   statusText(map, max) {
     if (this.view === "selection") return selectionText(this);
     const layer = this.layer[this.view] + 1, numLayers = this.numLayers[this.view];
-    const head = this.head < 0 ? `mean of ${plural(this.explanation.model.heads, "head")}` : `head ${this.head + 1}`;
+    const head = this.head < 0 ? `mean of ${plural(this.numHeads, "head")}` : `head ${this.head + 1}`;
     const maxCell = map ? `row ${Math.floor(max / map.columns) + 1}, column ${(max % map.columns) + 1}` : "";
     if (this.view === "cell") {
       const pooled = map.pool > 1 || map.queryPool > 1 ? ` Pooled to squares of ${map.pool} × ${map.pool} cells, mean of ${map.queryPool} × ${map.queryPool} cells.` : "";
-      return `Cell in row ${this.cell[0] + 1}, column ${this.cell[1] + 1} of ${this.maps.rows} × ${this.maps.columns}. Encoder layer ${layer} of ${numLayers}, ${head}: it attends most to ${maxCell} (${percent(map.values[max])}).${pooled}`;
+      return `Cell in row ${this.cell[0] + 1}, column ${this.cell[1] + 1} of ${this.maps.rows} × ${this.maps.columns}. ${this.layerText(layer, numLayers)}, ${head}: it attends most to ${maxCell} (${percent(map.values[max])}).${pooled}`;
     }
     const shown = this.explanation.queries[this.query].layers[layer - 1] || this.final(this.query);
     const prediction = this.predictionText(shown);

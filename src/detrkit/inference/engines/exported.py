@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detrkit.checkpoints.export_formats import export_format_of
+from detrkit.config.model_validation import check_image_size
 from detrkit.errors import CheckpointError, DatasetError
 from detrkit.inference.engines.metadata import ExportMetadata
 from detrkit.ops.boxes import xyxy_to_cxcywh
@@ -58,9 +59,9 @@ class ExportedEngine:
 
         Raises:
             CheckpointError: the outputs do not match the metadata.
-            DatasetError: see `check_size`.
+            ConfigError, DatasetError: see `check_size`.
         """
-        if self.config.mask_head and self.metadata.preprocessing.padding_invariant and batch.is_padded:
+        if self.config.mask_head and self._is_padding_invariant and batch.is_padded:
             return _concatenate([self.predict(image) for image in batch.one_by_one()])
         self.check_size((batch.images.shape[-2], batch.images.shape[-1]))
         images, padding_mask = pad_to_min_side(batch.images, batch.padding_mask, self.metadata.min_side)
@@ -73,18 +74,23 @@ class ExportedEngine:
         return _remove_padding(predictions, images, batch.images)
 
     def check_size(self, size: tuple[int, int]) -> None:
-        """Check the minimum size of a resized image, which applies to models that are not padding invariant.
+        """Check the size of a resized image: its minimum applies to models that are not padding invariant.
 
         Raises:
+            ConfigError: a ViT cannot cut it into patches and windows.
             DatasetError: the image would have to be padded, which would change its detections.
         """
+        check_image_size(size, self.config.size_divisor)
         min_side = self.metadata.min_side
-        is_invariant = self.config.supports_padding_invariance and self.metadata.preprocessing.padding_invariant
-        if min(size) < min_side and not is_invariant:
+        if min(size) < min_side and not self._is_padding_invariant:
             raise DatasetError(
                 f"image: resized to {size[1]} x {size[0]} px, expected at least {min_side} px per side for {self.source}, "
                 "which is not padding invariant; predict it with the checkpoint"
             )
+
+    @property
+    def _is_padding_invariant(self) -> bool:
+        return self.config.supports_padding_invariance and self.metadata.preprocessing.padding_invariant
 
     def _check(self, outputs: Mapping[str, Tensor], batch_size: int) -> None:
         classes = self.config.num_classes

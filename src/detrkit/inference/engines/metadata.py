@@ -74,7 +74,7 @@ class ExportMetadata(BaseModel):
 
     @property
     def min_side(self) -> int:
-        """Minimum side of an input in pixels; feature maps of a single cell would need another graph."""
+        """Minimum side of an input in pixels; feature maps or windows of a single cell would need another graph."""
         return min_side(self.model)
 
     def to_text(self) -> str:
@@ -133,8 +133,8 @@ def make_metadata(
 
 
 def min_side(config: ModelConfig) -> int:
-    """Return the minimum side of a graph's input in pixels: two cells of the coarsest feature map."""
-    return max(_MIN_SIDE, 2 * config.strides[-1])
+    """Return the minimum side of a graph's input in pixels: two cells of the coarsest map, and of each window of a ViT."""
+    return max(_MIN_SIDE, 2 * config.strides[-1], 2 * config.size_divisor)
 
 
 def _categories_of(entries: Sequence[CategoryEntry]) -> Categories:

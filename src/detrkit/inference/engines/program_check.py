@@ -36,6 +36,7 @@ _MAX_TENSOR_BYTES = 4 * 2**30  # of an intermediate tensor, for one image of `_C
 _CHECKED_SIDE = 1344  # pixels
 
 _NAME = re.compile(r"[\w.+-]*", re.ASCII)
+_AXIS = re.compile(r"(?:\d{1,9}\*)?s\d{1,9}")  # a symbol, or a multiple of it; torch counts to the number of a `u9`
 _ARITHMETIC = re.compile(
     r"(?:Symbol\('s\d+'(?:, (?:positive|integer|nonnegative)=True)*\)|Integer\(-?\d{1,18}\)"
     r"|(?:Add|Mul|FloorDiv|CleanDiv|Mod|Max|Min)(?=\()|[(), ])*"
@@ -54,12 +55,12 @@ _DTYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 12: 1, 13: 2}  # code
 # that check their arguments, neither resize a storage nor read values as sizes, and take text from a fixed list at most
 _OPERATORS = """
     __and__.Tensor _assert_tensor_metadata.default abs.default adaptive_avg_pool2d.default add.Scalar add.Tensor
-    add_.Tensor alias.default all.dim amax.default arange.default arange.start argmax.default
+    add_.Tensor addcmul.default alias.default all.dim amax.default arange.default arange.start argmax.default
     avg_pool2d.default
     batch_norm.default bitwise_not.default bmm.default cat.default ceil.default chunk.default
-    clamp.default clamp_min.default
-    clone.default constant_pad_nd.default contiguous.default conv2d.default cos.default cumsum.default
-    detach.default div.Scalar div.Tensor dropout.default elu.default eq.Scalar exp.default expand.default
+    clamp.default clamp_min.default clone.default constant_pad_nd.default contiguous.default conv2d.default
+    conv_transpose2d.input cos.default cumsum.default
+    detach.default div.Scalar div.Tensor dropout.default elu.default eq.Scalar eq.Tensor exp.default expand.default
     flatten.using_ints flip.default floor.default floor_divide.default full.default full_like.default
     gather.default ge.Scalar ge.Tensor gelu.default grid_sampler.default group_norm.default gt.Scalar gt.Tensor
     hardsigmoid.default hardswish.default hardswish_.default hardtanh.default hardtanh_.default index.Tensor
@@ -69,12 +70,12 @@ _OPERATORS = """
     minimum.default mish.default movedim.int mul.Scalar mul.Tensor narrow.default ne.Scalar neg.default
     ones.default ones_like.default pad.default permute.default pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor prelu.default
     promote_types.default reciprocal.default relu.default relu6.default relu_.default remainder.Scalar
-    repeat.default repeat_interleave.self_int reshape.default round.default rsqrt.default rsub.Scalar
+    repeat.default repeat_interleave.self_int reshape.default rms_norm.default round.default rsqrt.default rsub.Scalar
     scaled_dot_product_attention.default select.int sigmoid.default silu.default silu_.default sin.default
     slice.Tensor softmax.int softplus.default sort.default split.Tensor split_with_sizes.default sqrt.default
     square.default squeeze.dim stack.default sub.Scalar sub.Tensor sum.dim_IntList sym_size.int tanh.default
     to.dtype topk.default transpose.int unbind.int unflatten.int unsqueeze.default upsample_bilinear2d.vec
-    upsample_nearest2d.vec view.default view_as.default where.self zeros.default zeros_like.default
+    upsample_nearest2d.vec view.default view_as.default where.ScalarOther where.self zeros.default zeros_like.default
     """
 OPERATORS = frozenset(_OPERATORS.split())
 
@@ -157,6 +158,7 @@ def _input_shape(shape: Sequence[Any], program: torch.export.ExportedProgram, si
         else:
             limits = program.range_constraints[length.node.expr]
             size = side if axis else 1  # the first axis is the batch
+            size -= size % max(1, int(length.node.expr.as_coeff_Mul()[0]))  # sides may be multiples of a number
             lengths.append(int(max(limits.lower, min(limits.upper, size))))
     return lengths
 
@@ -206,6 +208,8 @@ def _check_string(key: str, text: str) -> None:
         allowed = bool(_ARITHMETIC.fullmatch(text))
     elif key in ("in_spec", "out_spec"):
         allowed = bool(_STRUCTURE.fullmatch(text))
+    elif key == "range_constraints":
+        allowed = bool(_AXIS.fullmatch(text))
     elif key == "as_string":
         allowed = text in _STRINGS_OF_ARGUMENTS
     else:
@@ -215,10 +219,10 @@ def _check_string(key: str, text: str) -> None:
 
 
 def _strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Iterate over all strings of a JSON document, including keys, each with the key it is stored under."""
+    """Iterate over all strings of a JSON document, each with the key it is stored under, and over all keys."""
     if isinstance(content, dict):
         for inner, value in content.items():
-            yield "", inner
+            yield (key if key == "range_constraints" else ""), inner
             yield from _strings(value, inner)
     elif isinstance(content, list):
         for value in content:

@@ -96,14 +96,21 @@ class ProjectedAttention(nn.Module):
 
 
 class MultiHeadAttention(ProjectedAttention):
-    """Multi-head attention with projections of queries, keys and values (DETR)."""
+    """Multi-head attention with projections of queries, keys and values (DETR).
 
-    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+    Args:
+        width: D.
+        num_heads: M.
+        dropout: of the weights.
+        key_bias: whether the projection of the keys has a bias; LW-DETR's ViT has none. It changes no weights.
+    """
+
+    def __init__(self, width: int, num_heads: int, dropout: float, *, key_bias: bool = True) -> None:
         nn.Module.__init__(self)
         self.num_heads = num_heads
         self.dropout = dropout
         self.query_projection = nn.Linear(width, width)
-        self.key_projection = nn.Linear(width, width)
+        self.key_projection = nn.Linear(width, width, bias=key_bias)
         self.value_projection = nn.Linear(width, width)
         self.output_projection = nn.Linear(width, width)
         self.reset_parameters()
@@ -116,7 +123,8 @@ class MultiHeadAttention(ProjectedAttention):
         """
         for projection in (self.query_projection, self.key_projection, self.value_projection):
             nn.init.xavier_uniform_(projection.weight, gain=0.5**0.5)
-            nn.init.zeros_(projection.bias)
+            if projection.bias is not None:
+                nn.init.zeros_(projection.bias)
         nn.init.xavier_uniform_(self.output_projection.weight)
         nn.init.zeros_(self.output_projection.bias)
 

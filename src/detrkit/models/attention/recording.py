@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,8 @@ from detrkit.errors import ConfigError, arg
 from detrkit.models.attention.deformable import DeformableAttention
 from detrkit.models.attention.multi_head import ProjectedAttention
 from detrkit.models.attention.recording_deformable import DeformableAttentionInputs
+from detrkit.models.attention.recording_windows import WindowAttentionInputs
+from detrkit.models.backbones.vit import ViTBackbone
 from detrkit.models.detr import DETR
 from detrkit.models.encoders.hybrid import HybridEncoder
 from detrkit.models.feature_maps import FeatureMaps
@@ -30,6 +32,7 @@ from detrkit.ops.grid import Grid, stride_of
 from detrkit.structures import Batch, Predictions
 
 AttentionKind = Literal["encoder", "decoder_self", "decoder_cross"]
+LayerInputs: TypeAlias = "AttentionInputs | DeformableAttentionInputs | WindowAttentionInputs"
 KINDS: tuple[AttentionKind, ...] = ("encoder", "decoder_self", "decoder_cross")
 
 
@@ -78,7 +81,7 @@ class RecordedAttention:
 
     grid: Grid
     predictions: Predictions
-    layers: dict[AttentionKind, tuple[AttentionInputs | DeformableAttentionInputs, ...]]
+    layers: dict[AttentionKind, tuple[LayerInputs, ...]]
     selection: QuerySelection | None = None
 
     def weights(
@@ -92,11 +95,12 @@ class RecordedAttention:
         """Compute attention weights; every row sums to 1.
 
         The weights of deformable attention are spread over the cells of the feature map; a row sums to the share of the
-        weights that lies within the map.
+        weights that lies within the map. The rest of a row of DINOv2 is attention to the class token.
 
         Args:
-            kind: "encoder" (self-attention of the tokens), "decoder_self" (self-attention of the object queries) or
-                "decoder_cross" (cross-attention of the object queries to the tokens).
+            kind: "encoder" (self-attention of the tokens; in the blocks of the ViT, if the model has one), "decoder_self"
+                (self-attention of the object queries) or "decoder_cross" (cross-attention of the object queries to the
+                tokens).
             layer: from 0; negative numbers count from the last.
             heads: heads to return; None selects all.
             queries: attention queries to return: token indices for "encoder", object queries otherwise. None selects
@@ -124,7 +128,7 @@ class RecordedAttention:
         """Compute attention maps: `weights` reshaped to the feature map; `grid.boxes()` has the position of each cell."""
         return self.weights(kind, layer, heads=heads, queries=queries).unflatten(-1, self.grid.cells)
 
-    def inputs(self, kind: AttentionKind, layer: int = -1) -> AttentionInputs | DeformableAttentionInputs:
+    def inputs(self, kind: AttentionKind, layer: int = -1) -> LayerInputs:
         """Return the recorded inputs of a layer.
 
         Raises:
@@ -154,20 +158,25 @@ def check_indices(name: str, indices: Sequence[int] | None, count: int) -> None:
 
 def attention_modules(model: DETR) -> dict[AttentionKind, list[ProjectedAttention | DeformableAttention]]:
     """Return the attention layers of a model by kind, first layer first."""
-    encoder = _encoder_layers(model.get_submodule("encoder"))
     decoder = list(model.get_submodule("decoder.layers").children())[: model.config.eval_decoder_layers]
     return {
-        "encoder": [_attention_module(layer, "self_attention") for layer in encoder],
+        "encoder": _encoder_attention(model),
         "decoder_self": [_attention_module(layer, "self_attention") for layer in decoder],
         "decoder_cross": [_attention_module(layer, "cross_attention") for layer in decoder],
     }
 
 
-def _encoder_layers(encoder: nn.Module) -> list[nn.Module]:
-    """Return the layers of an encoder; of a hybrid one, those that attend within the coarsest map."""
+def _encoder_attention(model: DETR) -> list[ProjectedAttention | DeformableAttention]:
+    """Return the attention of the encoder; of a hybrid one, that within the coarsest map; of the ViT, if there is one."""
+    encoder, backbone = model.get_submodule("encoder"), model.backbone
+    if isinstance(backbone, ViTBackbone):
+        used = backbone.blocks[: max(model.config.out_layers)]
+        return [_attention_module(block, "attention") for block in used]
     if isinstance(encoder, HybridEncoder):
-        return list(encoder.attention[-1].get_submodule("layers").children()) if encoder.attention else []
-    return list(encoder.get_submodule("layers").children())
+        layers = encoder.attention[-1].get_submodule("layers").children() if encoder.attention else ()
+    else:
+        layers = encoder.get_submodule("layers").children()
+    return [_attention_module(layer, "self_attention") for layer in layers]
 
 
 def _attention_module(layer: nn.Module, name: str) -> ProjectedAttention | DeformableAttention:
@@ -223,7 +232,8 @@ def record_attention_of_copy(model: DETR, batch: Batch) -> list[RecordedAttentio
     The masks of the predictions are computed by the model's own head, until `with_own_mask_head` is called.
     """
     config = model.config
-    if config.num_feature_levels > 1 and "dense" in (config.encoder, config.decoder):
+    encoder = config.encoder if config.encoder_layers else None
+    if config.num_feature_levels > 1 and "dense" in (encoder, config.decoder):
         raise ConfigError(
             f"The attention of this model cannot be shown: it attends densely to {config.num_feature_levels} feature "
             "maps, expected one feature map or deformable attention."
@@ -240,21 +250,20 @@ def record_attention_of_copy(model: DETR, batch: Batch) -> list[RecordedAttentio
     layers_of = {module: snapshot(module) for of_kind in modules.values() for module in of_kind}
     memory: FeatureMaps = calls[model.get_submodule("encoder")][1]
     level = config.num_backbone_levels - 1
-    cells = memory.sizes[level]
+    cells, stride = memory.sizes[level], config.strides[level]
+    if config.is_vit:  # whose cells may be finer or coarser than those of the transformer's maps
+        stride = config.patch_size
+        cells = (batch.images.shape[2] // stride, batch.images.shape[3] // stride)
     first_cell = sum(height * width for height, width in memory.sizes[:level])
     selections: list[QuerySelection] | list[None] = [None] * len(batch.sizes)
     if predictions.proposals is not None:
         selections = query_selections(predictions.proposals, memory, config.num_queries, batch.original_sizes)
     recordings = []
     for index in range(len(batch.sizes)):
-        grid = _grid(batch, index, cells, config.strides[level])
+        grid = _grid(batch, index, cells, stride)
         layers = {
             kind: tuple(
-                _dense_inputs(calls[module], layer, index)
-                if isinstance(layer := layers_of[module], ProjectedAttention)
-                else _deformable_inputs(
-                    calls[module], model, layer, index, grid, first_cell if kind == "encoder" else None
-                )
+                _inputs(calls[module], model, layers_of[module], index, grid, first_cell if kind == "encoder" else None)
                 for module in of_kind
             )
             for kind, of_kind in modules.items()
@@ -296,6 +305,22 @@ def _select_image(predictions: Predictions, index: int, size: tuple[int, int] | 
     )
 
 
+def _inputs(
+    call: tuple[dict[str, Any], Any],
+    model: DETR,
+    module: ProjectedAttention | DeformableAttention,
+    index: int,
+    grid: Grid,
+    first_cell: int | None,
+) -> LayerInputs:
+    """Select the inputs of one image; in the encoder, `first_cell` is the token of the grid's first cell."""
+    if isinstance(module, DeformableAttention):
+        return _deformable_inputs(call, model, module, index, grid, first_cell)
+    if first_cell is not None and isinstance(model.backbone, ViTBackbone):
+        return _window_inputs(call, model.backbone, module, index, grid)
+    return _dense_inputs(call, module, index)
+
+
 def _dense_inputs(call: tuple[dict[str, Any], Any], module: ProjectedAttention, index: int) -> AttentionInputs:
     arguments, output = call
     one = slice(index, index + 1)
@@ -308,6 +333,19 @@ def _dense_inputs(call: tuple[dict[str, Any], Any], module: ProjectedAttention, 
         padding_mask=None if mask is None else mask[one],
         output=output[one],
     )
+
+
+def _window_inputs(
+    call: tuple[dict[str, Any], Any], backbone: ViTBackbone, module: ProjectedAttention, index: int, grid: Grid
+) -> WindowAttentionInputs:
+    """Select the windows of one image, or its one sequence in a global block."""
+    arguments, output = call
+    tokens, num_windows = arguments["queries"], backbone.layout.num_windows
+    others = 0 if backbone.tokens is None else len(backbone.tokens)
+    in_window = grid.num_tokens // num_windows**2 + others
+    count = num_windows**2 if tokens.shape[1] == in_window else 1
+    windows = slice(index * count, (index + 1) * count)
+    return WindowAttentionInputs(module, tokens[windows], num_windows, grid, output[windows])
 
 
 def _deformable_inputs(

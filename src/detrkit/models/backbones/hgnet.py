@@ -1,7 +1,8 @@
-"""HGNetV2 backbones of D-FINE (PaddlePaddle's PP-HGNetV2): images -> feature maps of strides 4, 8, 16, 32.
+"""HGNetV2 backbones of D-FINE and DEIMv2 (PaddlePaddle's PP-HGNetV2): images -> feature maps of strides 4, 8, 16, 32.
 
 A block concatenates its input and the outputs of a chain of convolutions, and aggregates them by two 1 x 1 convolutions
 (as VoVNet's one-shot aggregation). The last two stages use 1 x 1 and depthwise 5 x 5 convolutions ("light").
+DEIMv2's smallest variants, Atto, Femto and Pico, end with the third stage.
 """
 
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Variant:
         channels: of the output of each stage.
         depths: number of blocks of each stage.
         num_layers: convolutions, or pairs of them, per block.
+        light_kernel_size: height and width of the filters of light convolutions.
     """
 
     stem: tuple[int, int]
@@ -39,9 +41,13 @@ class Variant:
     channels: tuple[int, ...]
     depths: tuple[int, ...]
     num_layers: int
+    light_kernel_size: int = 5
 
 
 VARIANTS: dict[str, Variant] = {
+    "hgnetv2-atto": Variant((16, 16), (16, 32, 64), (64, 256, 256), (1, 1, 1), 3, light_kernel_size=3),
+    "hgnetv2-femto": Variant((16, 16), (16, 32, 64), (64, 256, 512), (1, 1, 1), 3),
+    "hgnetv2-pico": Variant((16, 16), (16, 32, 64), (64, 256, 512), (1, 1, 2), 3),
     "hgnetv2-b0": Variant((16, 16), (16, 32, 64, 128), (64, 256, 512, 1024), (1, 1, 2, 1), 3),
     "hgnetv2-b1": Variant((24, 32), (32, 48, 96, 192), (64, 256, 512, 1024), (1, 1, 2, 1), 3),
     "hgnetv2-b2": Variant((24, 32), (32, 64, 128, 256), (96, 384, 768, 1536), (1, 1, 3, 1), 4),
@@ -114,7 +120,7 @@ class HGNetBlock(nn.Module):
         width: channels of the convolutions.
         out_channels: of its output.
         num_layers: number of convolutions.
-        light: use `LightConv` with 5 x 5 filters.
+        light_kernel_size: of `LightConv`; None for ordinary 3 x 3 convolutions.
         residual: add the input to the output.
         conv_norm: builds a convolution with norm, activation and, if any, affine map.
     """
@@ -126,12 +132,14 @@ class HGNetBlock(nn.Module):
         out_channels: int,
         num_layers: int,
         *,
-        light: bool,
+        light_kernel_size: int | None,
         residual: bool,
         conv_norm: "partial[ConvNorm]",
     ) -> None:
         super().__init__()
-        build = partial(LightConv, kernel_size=5, conv_norm=conv_norm) if light else partial(conv_norm, kernel_size=3)
+        build: partial[LightConv] | partial[ConvNorm] = partial(conv_norm, kernel_size=3)
+        if light_kernel_size is not None:
+            build = partial(LightConv, kernel_size=light_kernel_size, conv_norm=conv_norm)
         self.layers = nn.ModuleList(build(width if index else in_channels, width) for index in range(num_layers))
         self.aggregation = nn.Sequential(
             conv_norm(in_channels + num_layers * width, out_channels // 2), conv_norm(out_channels // 2, out_channels)
@@ -172,7 +180,7 @@ class HGNetStage(nn.Module):
                 variant.widths[index],
                 variant.channels[index],
                 variant.num_layers,
-                light=_LIGHT_STAGES[index],
+                light_kernel_size=variant.light_kernel_size if _LIGHT_STAGES[index] else None,
                 residual=block > 0,
                 conv_norm=conv_norm,
             )
@@ -221,12 +229,12 @@ class HGNetBackbone(nn.Module):
     """HGNetV2 without its classifier; returns the feature maps of all stages.
 
     Args:
-        name: "hgnetv2-b0" to "hgnetv2-b6".
+        name: "hgnetv2-b0" to "hgnetv2-b6", "hgnetv2-atto", "-femto" or "-pico".
         normalization: as of `ResNetBackbone`. As published, D-FINE-L and -X (B4, B5) have frozen norms.
         frozen_stages: number of parts that are not trained, counted from the input: the stem is the first. As published, 1
             in D-FINE-L and -X.
         in_channels: of the images.
-        affine: scale and shift activations by learned numbers (as published: B0 to B3).
+        affine: scale and shift activations by learned numbers (as published: Atto to B3).
 
     Attributes:
         channels: channels of each stage's feature map.
@@ -253,8 +261,8 @@ class HGNetBackbone(nn.Module):
         self.activation_checkpointing = False
         self.padding_invariant = False
         self.channels = variant.channels
-        self.strides = STRIDES
-        self.first_cell_centers: tuple[float, ...] = (_FIRST_CELL_CENTER,) * len(STRIDES)
+        self.strides = STRIDES[: len(variant.channels)]
+        self.first_cell_centers: tuple[float, ...] = (_FIRST_CELL_CENTER,) * len(self.strides)
         for part in [self.body.stem, *self.body.stages][:frozen_stages]:
             part.requires_grad_(False)
 

@@ -1,5 +1,7 @@
 """Decoder layer with deformable cross-attention (Deformable DETR, arXiv:2010.04159, section 4.1)."""
 
+from dataclasses import replace
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +16,8 @@ class DeformableDecoderLayer(DecoderLayer):
     """Decoder layer in which every query attends to sampling points around its reference, on all maps."""
 
     def __init__(self, config: LayerConfig) -> None:
-        super().__init__(config, cross_attention=DeformableAttention(config))
+        heads = config.cross_attention_heads or config.num_heads
+        super().__init__(config, cross_attention=DeformableAttention(replace(config, num_heads=heads)))
 
     def attend_to_memory(
         self, states: Float[Tensor, "B Q D"], positions: LayerQueryPositions, memory: FeatureMaps

@@ -12,7 +12,7 @@ from detrkit.models.attention.multi_head import MultiHeadAttention
 from detrkit.models.decoder_output import DecoderOutput
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.heads.detection import DetectionHeads
-from detrkit.models.layers import FeedForward, LayerConfig, Residual, checkpointed
+from detrkit.models.layers import LayerConfig, Residual, checkpointed, feed_forward
 from detrkit.models.positions import inject_positions
 from detrkit.models.queries.position_encoding import BoxPositionEncoding, QueryPositionEncoding
 from detrkit.models.queries.queries import LayerQueryPositions, Queries, reference_to_boxes, refine_reference
@@ -36,7 +36,7 @@ class DecoderLayer(nn.Module):
         self.self_attention_residual = Residual(config)
         self.cross_attention = cross_attention or MultiHeadAttention(*dense)
         self.cross_attention_residual = Residual(config)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = feed_forward(config)
         self.feed_forward_residual = Residual(config)
 
     def forward(

@@ -1,8 +1,8 @@
 """Convolutional blocks of the hybrid encoder: how two feature maps are fused, and how one is downsampled.
 
 RT-DETR (arXiv:2304.08069, section 4.2): `CSPRepLayer`. D-FINE (arXiv:2410.13842, appendix A): `RepNCSPELAN4`, as in GELAN
-(YOLOv9, arXiv:2402.13616), and `SCDown` (YOLOv10, arXiv:2405.14458). Padding is excluded from the convolutions if its mask
-is given.
+(YOLOv9, arXiv:2402.13616), and `SCDown` (YOLOv10, arXiv:2405.14458). DEIMv2: blocks of one map, the sum of two, and
+`PooledDownsample`. Padding is excluded from the convolutions if its mask is given.
 """
 
 import torch
@@ -44,12 +44,15 @@ class CSPRepLayer(nn.Module):
         out_channels: of its output.
         depth: number of RepVGG blocks.
         hidden_channels: of the projections; if not `out_channels`, their sum is projected once more.
+        packed: compute both projections by one convolution (DEIMv2), whose second half the RepVGG blocks transform.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, hidden_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, depth: int, hidden_channels: int, *, packed: bool = False
+    ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(in_channels, hidden_channels, activation="silu")
-        self.conv2 = ConvNorm(in_channels, hidden_channels, activation="silu")
+        self.conv1 = ConvNorm(in_channels, (2 if packed else 1) * hidden_channels, activation="silu")
+        self.conv2 = None if packed else ConvNorm(in_channels, hidden_channels, activation="silu")
         self.blocks = nn.ModuleList(RepVGGBlock(hidden_channels) for _ in range(depth))
         is_narrow = hidden_channels != out_channels
         self.conv3 = ConvNorm(hidden_channels, out_channels, activation="silu") if is_narrow else nn.Identity()
@@ -58,10 +61,13 @@ class CSPRepLayer(nn.Module):
         self, features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B h w"] | None = None
     ) -> Float[Tensor, "B _ h w"]:
         """Transform a feature map."""
-        deep = self.conv1(features)
+        if self.conv2 is None:
+            shallow, deep = self.conv1(features).chunk(2, dim=1)
+        else:
+            deep, shallow = self.conv1(features), self.conv2(features)
         for block in self.blocks:
             deep = block(deep, padding_mask)
-        fused: Tensor = self.conv3(deep + self.conv2(features))
+        fused: Tensor = self.conv3(deep + shallow)
         return fused
 
 
@@ -73,17 +79,19 @@ class RepNCSPELAN4(nn.Module):
         out_channels: of its output.
         depth: number of RepVGG blocks per CSP layer.
         hidden_channels: of the CSP layers.
+        packed: see `CSPRepLayer`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, hidden_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, depth: int, hidden_channels: int, *, packed: bool = False
+    ) -> None:
         super().__init__()
-        half = in_channels // 2
-        self.conv1 = ConvNorm(in_channels, in_channels, activation="silu")
-        self.csp1 = CSPRepLayer(half, hidden_channels, depth, hidden_channels)
+        self.conv1 = ConvNorm(in_channels, 2 * out_channels, activation="silu")
+        self.csp1 = CSPRepLayer(out_channels, hidden_channels, depth, hidden_channels, packed=packed)
         self.conv2 = ConvNorm(hidden_channels, hidden_channels, 3, activation="silu")
-        self.csp2 = CSPRepLayer(hidden_channels, hidden_channels, depth, hidden_channels)
+        self.csp2 = CSPRepLayer(hidden_channels, hidden_channels, depth, hidden_channels, packed=packed)
         self.conv3 = ConvNorm(hidden_channels, hidden_channels, 3, activation="silu")
-        self.conv4 = ConvNorm(in_channels + 2 * hidden_channels, out_channels, activation="silu")
+        self.conv4 = ConvNorm(2 * out_channels + 2 * hidden_channels, out_channels, activation="silu")
 
     def forward(
         self, features: Float[Tensor, "B C h w"], padding_mask: Bool[Tensor, "B h w"] | None = None
@@ -109,4 +117,20 @@ class SCDown(nn.Module):
     ) -> Float[Tensor, "B C h w"]:
         """Halve the resolution."""
         halved: Tensor = self.depthwise(self.pointwise(features), padding_mask)
+        return halved
+
+
+class PooledDownsample(nn.Module):
+    """Mean of 3 x 3 cells with stride 2, cells outside of the map counted as zeros, then a 1 x 1 convolution (DEIMv2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(3, stride=2, padding=1)
+        self.pointwise = ConvNorm(width, width, activation="silu")
+
+    def forward(
+        self, features: Float[Tensor, "B C _ _"], padding_mask: Bool[Tensor, "B _ _"] | None = None
+    ) -> Float[Tensor, "B C h w"]:
+        """Halve the resolution."""
+        halved: Tensor = self.pointwise(self.pool(zero_padding(features, padding_mask)))
         return halved

@@ -1,4 +1,4 @@
-"""Hybrid encoder of RT-DETR (arXiv:2304.08069, section 4.2) and D-FINE: feature maps -> fused feature maps.
+"""Hybrid encoder of RT-DETR (arXiv:2304.08069, section 4.2), D-FINE and DEIMv2: feature maps -> fused feature maps.
 
 Self-attention within the coarsest map (AIFI, "intra-scale"), then convolutions that fuse the maps from the coarsest to the
 finest and back (CCFF, "cross-scale").
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from detrkit.config.model import FusionBlockName
 from detrkit.models.convolution import ConvNorm
-from detrkit.models.encoders.fusion import CSPRepLayer, RepNCSPELAN4, SCDown
+from detrkit.models.encoders.fusion import CSPRepLayer, PooledDownsample, RepNCSPELAN4, SCDown
 from detrkit.models.encoders.transformer import EncoderLayer
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.layers import LayerConfig, checkpointed
@@ -68,7 +68,7 @@ class HybridEncoder(nn.Module):
         num_layers: attention layers per map; 0 for none.
         num_levels: number of maps.
         attention_levels: number of maps with attention, counted from the coarsest.
-        fusion_block: of RT-DETR or D-FINE.
+        fusion_block: of RT-DETR, D-FINE or DEIMv2, see `ModelConfig`.
         fusion_depth: RepVGG blocks per CSP layer.
         fusion_expansion: inner width of the fusing blocks, relative to the width of the maps.
         out_channels: width of the output, projected by a convolution with norm; None for no projection.
@@ -99,6 +99,7 @@ class HybridEncoder(nn.Module):
             IntraScaleAttention(config, num_layers) for _ in range(attention_levels if num_layers else 0)
         )
         self.teacher_projection = None if distillation_dim is None else nn.Linear(width, distillation_dim)
+        self.adds_maps = fusion_block in ("rep_ncsp_elan_sum", "lite")
         block, lateral, downsample = _fusion_parts(fusion_block, width, fusion_depth, fusion_expansion)
         steps = range(num_levels - 1)
         self.lateral = nn.ModuleList(lateral() for _ in steps)
@@ -141,7 +142,7 @@ class HybridEncoder(nn.Module):
         for lateral, block, fine, mask in zip(self.lateral, self.top_down, maps[-2::-1], masks[-2::-1], strict=True):
             coarse = lateral(coarse)
             outputs.append(coarse)
-            coarse = self._checkpointed(block, torch.cat([_upsample(coarse, fine), fine], dim=1), mask)
+            coarse = self._checkpointed(block, self._merged(_upsample(coarse, fine), fine), mask)
         return [coarse, *reversed(outputs)]
 
     def _bottom_up(
@@ -151,9 +152,12 @@ class HybridEncoder(nn.Module):
         outputs = [maps[0]]
         for step, (downsample, block) in enumerate(zip(self.downsample, self.bottom_up, strict=True)):
             halved = downsample(outputs[-1], masks[step])
-            merged = torch.cat([halved, maps[step + 1]], dim=1)
-            outputs.append(self._checkpointed(block, merged, masks[step + 1]))
+            outputs.append(self._checkpointed(block, self._merged(halved, maps[step + 1]), masks[step + 1]))
         return outputs
+
+    def _merged(self, other: Float[Tensor, "B D h w"], own: Float[Tensor, "B D h w"]) -> Float[Tensor, "B _ h w"]:
+        """Add two maps of one size, or concatenate them."""
+        return other + own if self.adds_maps else torch.cat([other, own], dim=1)
 
     def _checkpointed(self, block: nn.Module, *inputs: Any) -> Any:
         return checkpointed(block, self.activation_checkpointing, *inputs)
@@ -170,10 +174,17 @@ def _fusion_parts(
             lambda: ConvNorm(width, width, 3, 2, activation="silu"),
         )
     hidden_channels = round(expansion * width // 2)  # as published: 21 for D-FINE-N, where 0.34 * 128 / 2 is 21.76
+    if name == "rep_ncsp_elan":
+        return (
+            lambda: RepNCSPELAN4(2 * width, width, depth, hidden_channels),
+            lambda: ConvNorm(width, width),
+            lambda: SCDown(width),
+        )
+    is_lite = name == "lite"
     return (
-        lambda: RepNCSPELAN4(2 * width, width, depth, hidden_channels),
-        lambda: ConvNorm(width, width),
-        lambda: SCDown(width),
+        lambda: RepNCSPELAN4(width, width, depth, hidden_channels, packed=True),
+        nn.Identity if is_lite else lambda: ConvNorm(width, width),
+        lambda: PooledDownsample(width) if is_lite else SCDown(width),
     )
 
 

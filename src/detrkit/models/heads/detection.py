@@ -109,17 +109,18 @@ class DetectionHeads(nn.Module):
 
     def predict(self, decoded: DecoderOutput) -> Predictions:
         """Predict classes and boxes of all queries."""
-        deltas = _apply(self.box_head, decoded.states, decoded.layers).float()
+        deltas = apply_head(self.box_head, decoded.states, decoded.layers).float()
         boxes = (deltas if decoded.references is None else deltas + decoded.references).sigmoid()
         return self.predictions(decoded, boxes)
 
     def predictions(self, decoded: DecoderOutput, boxes: Float[Tensor, "T B Q 4"]) -> Predictions:
         """Predict classes for given boxes."""
-        logits = _apply(self.class_head, decoded.states, decoded.layers).float()
+        logits = apply_head(self.class_head, decoded.states, decoded.layers).float()
         return Predictions(logits, boxes, class_scores=self.class_scores, max_detections=self.max_detections)
 
 
-def _apply(head: nn.Module, states: Float[Tensor, "T B Q D"], layers: Sequence[int]) -> Float[Tensor, "T B Q _"]:
+def apply_head(head: nn.Module, states: Float[Tensor, "T B Q D"], layers: Sequence[int]) -> Float[Tensor, "T B Q _"]:
+    """Apply a shared head, or one per layer; `layers` are the indices of the layers."""
     outputs: Tensor = head(states, layers) if isinstance(head, LayerwiseHeads) else head(states)
     return outputs
 

@@ -91,7 +91,7 @@ class FineGrainedHeads(DetectionHeads):
 
     Args:
         class_heads: one per layer.
-        edge_heads: one per layer, to the logits of four distributions.
+        edge_heads: one per layer, or one for all, to the logits of four distributions.
         quality_heads: one per layer.
         initial_box_head: of the first layer's box.
         bins: of the distributions.

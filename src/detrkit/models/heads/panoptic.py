@@ -15,9 +15,11 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrkit.models.decoder_output import DecoderOutput
 from detrkit.models.feature_maps import FeatureMaps
 from detrkit.models.layers import checkpointed
 from detrkit.ops.padding import infer_stride
+from detrkit.structures import Predictions
 
 NUM_GROUPS = 8  # of the group norms
 MAX_PAIRS = 16  # masks computed at a time without gradients, to limit peak memory
@@ -93,6 +95,11 @@ class PanopticMasks:
     autocast_dtype: torch.dtype | None
     grad_enabled: bool
     inference_mode: bool
+
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """Height and width of the masks."""
+        return self.inputs.mask_size
 
     def masks_of(
         self, queries: Int64[Tensor, "P"], counts: Sequence[int], sizes: Sequence[tuple[int, int]] | None = None
@@ -206,21 +213,22 @@ class PanopticHead(nn.Module):
         with torch.no_grad():
             cast(RefineStage, self.input_stages[0]).convolution.weight[:, width:] *= _ATTENTION_MAP_GAIN
 
-    def prepare(
+    def attach(
         self,
-        states: Float[Tensor, "T B Q D"],
+        predictions: Predictions,
+        decoded: DecoderOutput,
         maps: Sequence[Float[Tensor, "B _ _ _"]],
         features: FeatureMaps,
         memory: FeatureMaps,
         image_size: tuple[int, int],
-    ) -> PanopticMasks:
-        """Keep the inputs of the head, see `models.parts.MaskHead`."""
-        device = states.device.type
+    ) -> Predictions:
+        """Keep the inputs of the head for the model's own queries, see `models.parts.MaskHead`."""
+        device = decoded.states.device.type
         has_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        return PanopticMasks(
+        masks = PanopticMasks(
             head=self,
             inputs=MaskInputs(
-                states=states[-1],
+                states=decoded.states[-1][:, : predictions.boxes.shape[1]],
                 memory=memory.map_of(self.level),
                 projected=features.map_of(self.level),
                 padding_mask=features.padding_mask_of(self.level),
@@ -232,6 +240,7 @@ class PanopticHead(nn.Module):
             grad_enabled=torch.is_grad_enabled(),
             inference_mode=torch.is_inference_mode_enabled(),
         )
+        return replace(predictions, mask_source=masks)
 
     def forward(
         self,

@@ -1,12 +1,14 @@
 """Query position encodings of each decoder layer."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from detrkit.models.layers import ActivationName, mlp
 from detrkit.models.positions import encode_coordinates
-from detrkit.models.queries.queries import LayerQueryPositions
+from detrkit.models.queries.queries import LayerQueryPositions, Queries
 
 _MAX_FLOAT16_RATIO = 256.0  # the maximum of float16 is 65504, and sums of products with the ratio follow
 
@@ -85,15 +87,27 @@ class BoxPositionEncoding(nn.Module):
         num_layers: of the MLP: 2 as in RT-DETR, with a hidden width of 2D, or 3 as in DEIM's RT-DETRv2, with D.
         activation: between the layers.
         max_value: positions are clamped to it (D-FINE: 10).
+        per_layer: positions follow the boxes of every layer; False keeps those of the initial boxes (DEIMv2).
     """
 
     def __init__(
-        self, width: int, num_layers: int = 2, activation: ActivationName = "relu", max_value: float | None = None
+        self,
+        width: int,
+        num_layers: int = 2,
+        activation: ActivationName = "relu",
+        max_value: float | None = None,
+        *,
+        per_layer: bool = True,
     ) -> None:
         super().__init__()
         hidden = (2 * width,) if num_layers == 2 else (width,) * (num_layers - 1)
         self.position_head = mlp(4, *hidden, width, activation=activation)
         self.max_value = max_value
+        self.per_layer = per_layer
+
+    def prepare(self, queries: Queries, boxes: Float[Tensor, "B Q 4"]) -> Queries:
+        """Return queries with the positions of their initial boxes, if all layers share them."""
+        return queries if self.per_layer else replace(queries, positions=self._encode(boxes, queries.content.dtype))
 
     def forward(
         self,
@@ -102,8 +116,10 @@ class BoxPositionEncoding(nn.Module):
         positions: Float[Tensor, "B Q D"],
         coordinates: Float[Tensor, "B Q 4"],
     ) -> LayerQueryPositions:
-        """Compute the positions for one layer; arguments as of `QueryPositionEncoding`, only `coordinates` matter."""
-        encoded: Tensor = self.position_head(coordinates.to(states.dtype))
-        if self.max_value is not None:
-            encoded = encoded.clamp(-self.max_value, self.max_value)
+        """Compute the positions for one layer; arguments as of `QueryPositionEncoding`."""
+        encoded = self._encode(coordinates, states.dtype) if self.per_layer else positions
         return LayerQueryPositions(encoded, reference=coordinates)
+
+    def _encode(self, boxes: Float[Tensor, "B Q 4"], dtype: torch.dtype) -> Float[Tensor, "B Q D"]:
+        encoded: Tensor = self.position_head(boxes.to(dtype))
+        return encoded if self.max_value is None else encoded.clamp(-self.max_value, self.max_value)

@@ -72,7 +72,8 @@ class Queries:
         content: input of the first decoder layer.
         positions: query position encodings, added to the content at every attention; zeros if the decoder computes them
             from anchors.
-        reference: logits of reference points (x, y) or boxes (cx, cy, w, h); None for queries without a reference.
+        reference: logits of reference points (x, y) or boxes (cx, cy, w, h); boxes themselves, which may exceed the image,
+            for mixed queries; None for queries without a reference.
         proposals: predictions of the encoder for all cells, for its loss.
         groups: consecutive groups of queries, which do not attend to each other; empty for one group.
         auxiliary: training-only queries at the end of those above.
@@ -101,8 +102,10 @@ class Queries:
             content=torch.cat([part.content for part in parts], dim=1),
             positions=torch.cat([part.positions for part in parts], dim=1),
             reference=torch.cat(references, dim=1) if references else None,
-            groups=_merge_equal_groups([QueryGroup(self.num_queries), *(one.group for one in auxiliary)]),
-            auxiliary=tuple(auxiliary),
+            groups=_merge_equal_groups(
+                [*(self.groups or [QueryGroup(self.num_queries)]), *(one.group for one in auxiliary)]
+            ),
+            auxiliary=(*self.auxiliary, *auxiliary),
         )
 
 

@@ -22,7 +22,7 @@ _ANCHOR_SIZE = 0.05  # of anchors on the finest map, relative to the image; doub
 _MAX_ANCHOR_SIZE = 0.9  # from the sixth map on, where a doubled anchor would exceed the image and be invalid
 _MARGIN = 0.01  # relative to the image: anchors that come no further from its edges are invalid
 _ROUNDING = 1e-6  # the first and last of 50 cells are at the margin exactly, which engines round to either side of it
-_INVALID_LOGIT = 1e4  # of invalid anchors: its sigmoid is 1; the published code has infinity
+INVALID_LOGIT = 1e4  # of invalid anchors: its sigmoid is 1; the published code has infinity
 
 
 class EncoderQueries(nn.Module):
@@ -33,29 +33,37 @@ class EncoderQueries(nn.Module):
         width: D.
         num_classes: outputs of the class head.
         box_head: predicts boxes relative to the anchors.
+        projected: project and normalise the memory first; False takes it as it is.
 
     Attributes:
         return_proposals: return the predictions of the encoder, for its loss.
     """
 
-    def __init__(self, num_queries: int, width: int, num_classes: int, box_head: Callable[[int], BoxHead]) -> None:
+    def __init__(
+        self, num_queries: int, width: int, num_classes: int, box_head: Callable[[int], BoxHead], projected: bool = True
+    ) -> None:
         super().__init__()
         self.num_queries = num_queries
         self.return_proposals = True
-        self.memory_projection = nn.Linear(width, width)
-        self.memory_norm = nn.LayerNorm(width)
+        self.memory_projection: nn.Module = nn.Linear(width, width) if projected else nn.Identity()
+        self.memory_norm: nn.Module = nn.LayerNorm(width) if projected else nn.Identity()
         self.class_head = ClassHead(width, num_classes, "sigmoid")
         self.box_head = box_head(width)
 
     def _score(
-        self, memory: FeatureMaps
+        self, memory: FeatureMaps, anchors_of_cells: tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]] | None = None
     ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B S 4"], Float[Tensor, "B S K"]]:
-        """Return projected memory, anchor and class logits of every cell."""
-        anchors, is_valid = generate_anchors(memory)
+        """Return projected memory, anchor and class logits of every cell.
+
+        Args:
+            memory: of all cells.
+            anchors_of_cells: anchor of every cell, and whether it is valid; default: see `generate_anchors`.
+        """
+        anchors, is_valid = anchors_of_cells or generate_anchors(memory)
         projected = self._project(memory.tokens.masked_fill(~is_valid[..., None], 0.0))
         logits = self.class_head(projected).float()
         if memory.padding_mask is not None and memory.padding_invariant:  # excluded from selection and loss
-            logits = logits.masked_fill(memory.padding_mask[..., None], -_INVALID_LOGIT)
+            logits = logits.masked_fill(memory.padding_mask[..., None], -INVALID_LOGIT)
         return projected, anchors, logits
 
     def _select(
@@ -68,14 +76,15 @@ class EncoderQueries(nn.Module):
         cells, is_missing = best_cells(scores, self.num_queries)
         empty = self._project(torch.zeros_like(projected[:, :1]))
         memory = torch.where(is_missing[..., None], empty, rows_of(projected, cells))
-        own_anchors = rows_of(anchors, cells).masked_fill(is_missing[..., None], _INVALID_LOGIT)
+        own_anchors = rows_of(anchors, cells).masked_fill(is_missing[..., None], INVALID_LOGIT)
         return _Selection(cells, is_missing, memory, own_anchors)
 
     def _boxes(self, projected: Float[Tensor, "B S D"], anchors: Float[Tensor, "B S 4"]) -> Float[Tensor, "B S 4"]:
         return self.box_head(projected).float() + anchors
 
     def _project(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.memory_norm(self.memory_projection(tokens))
+        projected: Tensor = self.memory_norm(self.memory_projection(tokens))
+        return projected
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,7 @@ class TwoStageQueries(EncoderQueries):
         weight = nn.Parameter(torch.randn(num_queries, width)) if content_from_memory else None
         self.register_parameter("weight", weight)
         for projection in (self.memory_projection, self.query_projection):
+            assert isinstance(projection, nn.Linear)
             nn.init.xavier_uniform_(projection.weight)
 
     def forward(self, memory: FeatureMaps) -> Queries:
@@ -162,16 +172,27 @@ class SelectedQueries(EncoderQueries):
         width: D.
         num_classes: K.
         activation: of the box head.
+        projected: project and normalise the memory first, which DEIMv2 does not.
 
     Attributes:
         denoising_labels: embeddings of the K classes and of padding (zeros), the content of denoising queries in training.
     """
 
-    def __init__(self, num_queries: int, width: int, num_classes: int, activation: ActivationName = "relu") -> None:
+    def __init__(
+        self,
+        num_queries: int,
+        width: int,
+        num_classes: int,
+        activation: ActivationName = "relu",
+        *,
+        projected: bool = True,
+    ) -> None:
         labels = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
-        super().__init__(num_queries, width, num_classes, partial(BoxHead, zero_init=True, activation=activation))
+        box_head = partial(BoxHead, zero_init=True, activation=activation)
+        super().__init__(num_queries, width, num_classes, box_head, projected)
         self.denoising_labels = labels
-        nn.init.xavier_uniform_(self.memory_projection.weight)
+        if isinstance(self.memory_projection, nn.Linear):
+            nn.init.xavier_uniform_(self.memory_projection.weight)
 
     def forward(self, memory: FeatureMaps) -> Queries:
         """Select the best cells of each image."""
@@ -180,7 +201,7 @@ class SelectedQueries(EncoderQueries):
         boxes = self._boxes(selected.memory, selected.anchors)
         proposals = None
         if self.return_proposals:
-            own_logits = rows_of(logits, selected.cells).masked_fill(selected.is_missing[..., None], -_INVALID_LOGIT)
+            own_logits = rows_of(logits, selected.cells).masked_fill(selected.is_missing[..., None], -INVALID_LOGIT)
             proposals = EncoderProposals(own_logits, boxes.sigmoid(), class_agnostic=False, cells=selected.cells)
         queries = self.at_boxes(selected.memory.detach(), boxes.detach().clamp(-MAX_LOGIT, MAX_LOGIT))
         return replace(queries, proposals=proposals)
@@ -209,14 +230,25 @@ def rows_of(values: Float[Tensor, "B S C"], rows: Int64[Tensor, "B Q"]) -> Float
 
 def generate_anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
     """Compute the logits of a square anchor at every cell, and which anchors are valid: inside of the image."""
+    anchors, is_valid = _anchors(memory)
+    logits = torch.logit(anchors.clamp(_MARGIN / 2, 1 - _MARGIN / 2))
+    return logits.masked_fill(~is_valid[..., None], INVALID_LOGIT), is_valid
+
+
+def valid_anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
+    """Compute a square anchor at every cell, zeros if it is invalid, and which are valid: inside of the image."""
+    anchors, is_valid = _anchors(memory)
+    return anchors.masked_fill(~is_valid[..., None], 0.0), is_valid
+
+
+def _anchors(memory: FeatureMaps) -> tuple[Float[Tensor, "B S 4"], Bool[Tensor, "B S"]]:
     anchors = anchor_squares(memory.cell_centers())
     # with align_cells, the first cells of a ResNet have their centers at the image's edge, but see what is inside
     inside = anchors if memory.first_cells is None else anchor_squares(memory.cell_centers(aligned=False))
     is_valid = ((inside > _MARGIN + _ROUNDING) & (inside < 1 - _MARGIN - _ROUNDING)).all(-1)
     if memory.padding_mask is not None:
         is_valid = is_valid & ~memory.padding_mask
-    logits = torch.logit(anchors.clamp(_MARGIN / 2, 1 - _MARGIN / 2))
-    return logits.masked_fill(~is_valid[..., None], _INVALID_LOGIT), is_valid
+    return anchors, is_valid
 
 
 def anchor_squares(centers: Sequence[Float[Tensor, "B _ 2"]]) -> Float[Tensor, "B S 4"]:
