@@ -74,6 +74,7 @@ CLASSES = {
 }
 # settings with which detrkit computes what transformers does
 SETTINGS = {"deimv2": deimv2_huggingface.FIELDS}
+LEARNED_QUERIES = ("query_feat.weight", "reference_point_embed.weight")
 # weights that move sampling points, by which rounding errors grow from layer to layer
 MOVING = ("sampling_offsets", "offset_projection", "bbox_", "box_head", "output_proj")
 
@@ -141,7 +142,8 @@ def published_settings(preset: str) -> dict[str, Any]:
 def randomize(model: torch.nn.Module) -> None:
     """Draw all weights but constants (initial zeros and ones would hide swapped names), and measure the norms' statistics.
 
-    Features of cells have to differ, or equally good cells are selected by rounding errors.
+    Features of cells have to differ, or equally good cells are selected by rounding errors. Learned contents of queries are
+    the same for all, as cells of nearly equal scores may change their ranks; the tests of parity have other images.
     """
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -152,6 +154,8 @@ def randomize(model: torch.nn.Module) -> None:
                 tensor.normal_(0, 0.05)
             elif last in ("up", "reg_scale", "n_points_scale", "num_points_scale") or not tensor.is_floating_point():
                 continue
+            elif name.endswith(LEARNED_QUERIES):
+                tensor.copy_(0.1 * torch.randn_like(tensor[:1]).expand_as(tensor))
             elif tensor.ndim == 1:
                 tensor.add_(0.05 * torch.randn_like(tensor))
             else:

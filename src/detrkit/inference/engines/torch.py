@@ -20,7 +20,7 @@ from detrkit.inference.options import PRECISIONS, Precision
 from detrkit.models.detr import DETR
 from detrkit.models.fuse import fuse_for_inference, fused_weights
 from detrkit.models.inference_copy import inference_copy
-from detrkit.models.packed_convolution import pack_convolutions
+from detrkit.models.packed_layers import pack_layers, packed_weights
 from detrkit.ops.boxes import cxcywh_to_xyxy, elementwise_iou
 from detrkit.ops.compiling import compile_dynamic
 from detrkit.structures import Batch, Predictions
@@ -159,7 +159,7 @@ class TorchEngine:
     def _fused_for(self, precision: Precision) -> DETR:
         # while the precision is not decided, the same model computes both
         is_packed = self.device.type == "cpu" and precision == "float32" and not self.compile_model
-        state, fused = _ModelState.of(self.model), self._fused
+        state, fused = _ModelState.of(self.model, is_packed), self._fused
         if fused is not None and (fused.is_packed, fused.state) == (is_packed, state):
             return fused.model
         with self._lock:
@@ -168,7 +168,7 @@ class TorchEngine:
                 model = fuse_for_inference(self.model)
                 model.padding_invariant = self.padding_invariant
                 if is_packed:
-                    pack_convolutions(model)
+                    pack_layers(model)
                 if self.compile_model:
                     model = cast(DETR, compile_dynamic(model, self.device))
                 self._fused = fused = _FusedModel(state, is_packed, model)
@@ -201,14 +201,15 @@ class _ModelState:
     contents: Tensor | None
 
     @classmethod
-    def of(cls, model: DETR) -> "_ModelState":
-        """Return the state of a model."""
+    def of(cls, model: DETR, is_packed: bool) -> "_ModelState":
+        """Return the state of a model, whose layers are packed or only fused."""
         parts: list[object] = []
         hooks: list[int] = []
         for module in model.modules():
             parts += (module, *module._parameters.values(), *module._buffers.values())
             hooks += (*module._forward_hooks, *module._forward_pre_hooks)
-        weights = [one for one in fused_weights(model) if not isinstance(one, FakeTensor)]  # fakes have no values
+        copied = [*fused_weights(model), *(packed_weights(model) if is_packed else ())]
+        weights = [one for one in copied if not isinstance(one, FakeTensor)]  # fakes have no values
         numbers = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
         versions = tuple(number for pair in numbers for number in pair)
         return cls(tuple(parts), tuple(hooks), versions, _sample_contents(weights))
