@@ -15,6 +15,7 @@ from detrkit.checkpoints.sources import WEIGHTS_FILE
 from detrkit.config.training import TrainingConfig
 from detrkit.data.batching import collate
 from detrkit.data.synthetic import SyntheticShapes, SyntheticStyle
+from detrkit.models.backbones.vit import ViTBackbone
 from detrkit.structures import Batch, Target
 from detrkit.training.build import build_criterion
 from detrkit.training.train_step import TrainStep
@@ -145,3 +146,25 @@ def test_a_run_trains_all_groups_and_its_detector_predicts(preset: str, tmp_path
     assert detector.model.config.group_detr == 2
     detections = detector.predict(torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8), threshold=0.0)
     assert len(detections) == detector.model.config.detections_per_image
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.4] * 5),
+        ("early", [0.4, 0.4, 0, 0, 0]),
+        ("early_linear", [0.4, 0.2, 0, 0, 0]),
+        ("late", [0, 0, 0.4, 0.4, 0.4]),
+    ],
+)
+def test_stochastic_depth_follows_its_schedule(schedule: str, expected: list[float]) -> None:
+    train_step = make_train_step(
+        "lwdetr-tiny", {"drop_path": 0.4}, drop_path_schedule=schedule, drop_path_cutoff=0.2
+    )  # of 10 steps
+    backbone, batch, rates = train_step.model.backbone, photos(1), []
+    assert isinstance(backbone, ViTBackbone)
+    for _ in expected:
+        train_step.step([batch])
+        rates.append(backbone.blocks[-1].drop_path)
+    assert rates == pytest.approx(expected)
+    assert train_step.model.config.drop_path == 0.4

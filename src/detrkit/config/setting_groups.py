@@ -122,6 +122,14 @@ class ScheduleConfig(_Group):
     warmup_until: float = Field(
         default=1.0, gt=0, le=1, description="fraction of the run after which the warm-up ends at the latest"
     )
+    drop_path_schedule: Literal["constant", "early", "early_linear", "late"] = Field(
+        default="constant",
+        description="when a ViT has its stochastic depth, drop_path: 'early' until drop_path_cutoff, 'early_linear' "
+        "falling to 0 there, 'late' from there on (LW-DETR)",
+    )
+    drop_path_cutoff: float = Field(
+        default=0.5, ge=0, le=1, description="fraction of the run at which drop_path_schedule ends or begins"
+    )
 
 
 class EMAConfig(_Group):

@@ -136,6 +136,11 @@ def _unused_by_model(model: ModelConfig) -> _Unused:
             "it is for sigmoid scores, and this model has softmax scores. Leave it out.",
         ),
         (
+            model.drop_path == 0,
+            ("drop_path_schedule", "drop_path_cutoff"),
+            f"this model has no stochastic depth. Set {arg('drop_path', 0.1)} of a ViT, or leave it out.",
+        ),
+        (
             not model.mask_head,
             ("mask_loss_coef", "dice_loss_coef"),
             "this model predicts no masks. Leave it out, or choose one that ends in -panoptic, or rfdetr-seg-nano.",

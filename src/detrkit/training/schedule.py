@@ -1,10 +1,11 @@
-"""Learning rate schedule: a factor per step."""
+"""Schedules of the learning rate and of stochastic depth: a factor per step."""
 
 import math
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from detrkit.config.setting_groups import ScheduleConfig
 from detrkit.config.training import TrainingConfig
 from detrkit.training.budget import Budget
 
@@ -44,6 +45,23 @@ def lr_factor(step: int, fraction: float, settings: TrainingConfig) -> float:
 
 def _half_cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def drop_path_factor(fraction: float, schedule: ScheduleConfig) -> float:
+    """Compute the factor on the stochastic depth of a ViT (LW-DETR, published code).
+
+    Args:
+        fraction: part of the run that is over, 0..1.
+        schedule: its `drop_path_schedule` and `drop_path_cutoff`.
+    """
+    name, cutoff = schedule.drop_path_schedule, schedule.drop_path_cutoff
+    if name == "constant":
+        return 1.0
+    if name == "late":
+        return float(fraction >= cutoff)
+    if fraction >= cutoff:
+        return 0.0
+    return 1 - fraction / cutoff if name == "early_linear" else 1.0
 
 
 def build_schedule(optimizer: Optimizer, budget: Budget, settings: TrainingConfig) -> LambdaLR:

@@ -25,6 +25,7 @@ from detrkit.distributed.collectives import average_in_place
 from detrkit.errors import ConfigError, NonFiniteError, arg
 from detrkit.losses.auxiliary_queries import StepNormalizers
 from detrkit.losses.criterion import LossOutput, SetCriterion
+from detrkit.models.backbones.vit import ViTBackbone
 from detrkit.models.detr import DETR
 from detrkit.ops.compiling import compile_dynamic
 from detrkit.structures import Batch
@@ -37,7 +38,7 @@ from detrkit.training.budget import Budget, StepBudget
 from detrkit.training.denoising import NoisedBoxes, noised_boxes
 from detrkit.training.multi_scale import rescale
 from detrkit.training.optimizer import build_optimizer, freeze_modes, freeze_unused
-from detrkit.training.schedule import build_schedule
+from detrkit.training.schedule import build_schedule, drop_path_factor
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MAX_OVERFLOWS = 16  # consecutive overflows while GradScaler lowers its scale from 65,536 to 1: not an error
@@ -122,6 +123,14 @@ class TrainStep:
         if self.auxiliary_queries is not None:
             self.auxiliary_queries.train()
 
+    def _follow_progress(self) -> None:
+        """Set what depends on the part of the run that is over, besides the learning rates."""
+        progress, from_then = self._budget.fraction_after(self.step_number), self.settings.loss.quality_matching_from
+        self._matcher.by_quality = from_then < 1 and progress >= from_then
+        backbone = self.model.backbone
+        if isinstance(backbone, ViTBackbone):
+            backbone.set_drop_path(backbone.layout.drop_path * drop_path_factor(progress, self.settings.schedule))
+
     def step(self, batches: Sequence[Batch]) -> LossOutput:
         """Take one step with the gradients of one or several batches.
 
@@ -131,8 +140,7 @@ class TrainStep:
         Raises:
             NonFiniteError: too many consecutive steps were not finite.
         """
-        progress, from_then = self._budget.fraction_after(self.step_number), self.settings.loss.quality_matching_from
-        self._matcher.by_quality = from_then < 1 and progress >= from_then
+        self._follow_progress()
         targets = [target for batch in batches for target in batch.targets]
         normalizers = self.loss.normalizers(targets, self.model.config.num_queries)
         self.optimizer.zero_grad()
