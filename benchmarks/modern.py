@@ -1,6 +1,6 @@
 """Speed of real-time detectors next to transformers.
 
-    python -m benchmarks.modern [--models dfine-n dfine-s ... deimv2-n] [--rounds 20] [--steps 8] [--threads 2]
+    python -m benchmarks.modern [--models dfine-n dfine-s ... rfdetr-seg-nano] [--rounds 20] [--steps 8] [--threads 2]
 
 Prediction: one image of the published size (640 x 640 pixels, or smaller), 80 classes, the same random weights everywhere:
 transformers in PyTorch, eager; detrkit eager, ONNX Runtime, OpenVINO in float32, bfloat16 and int8, calibrated on drawn
@@ -18,11 +18,12 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.export import Output, measure, predict_with_engine
+from benchmarks.export import measure
 from benchmarks.training import (
     Step,
     answer_requests,
@@ -49,7 +50,7 @@ from detrkit.export.onnx import write_onnx
 from detrkit.export.openvino import write_openvino
 from detrkit.inference.engines.load import load_exported
 from detrkit.inference.engines.metadata import ExportPrecision, make_metadata
-from detrkit.inference.engines.torch import TorchEngine
+from detrkit.inference.engines.torch import Engine, TorchEngine
 from detrkit.models.detr import DETR
 from detrkit.models.presets import preset_config
 from detrkit.structures import Batch
@@ -58,9 +59,11 @@ from detrkit.training.auxiliary_queries import with_auxiliary_queries
 from detrkit.training.build import build_criterion
 from detrkit.training.train_step import TrainStep
 
-VITS = ("rfdetr-nano", "lwdetr-tiny")
+Outputs = tuple[Tensor, ...]
+VITS = ("rfdetr-nano", "rfdetr-seg-nano", "lwdetr-tiny")
 MODELS = ("dfine-n", "dfine-s", "rtdetr-r18", "rtdetr-r50", *VITS, "deimv2-atto", "deimv2-n")
-PREDICTIONS_ONLY = ("deimv2-atto", "deimv2-n")  # transformers' losses of DEIMv2 are not those of its authors
+# transformers' losses of DEIMv2 are not those of its authors, and those of masks are at random points
+PREDICTIONS_ONLY = ("deimv2-atto", "deimv2-n", "rfdetr-seg-nano")
 NUM_CLASSES, NUM_OBJECTS = 80, 8
 # architecture, class and class of the backbone's configuration in transformers
 CLASSES = {
@@ -185,11 +188,21 @@ def build_detrkit(preset: str, converted: Any) -> DETR:
     return model.eval()
 
 
-def differences(output: Output, expected: Output) -> tuple[float, float]:
-    """Return the largest difference of a logit and of a box; queries of equally good cells may be swapped."""
-    rows = torch.cdist(torch.cat(expected, -1)[0], torch.cat(output, -1)[0]).argmin(1)
-    logits, boxes = ((one[0, rows] - other[0]).abs().max() for one, other in zip(output, expected, strict=True))
-    return float(logits), float(boxes)
+def differences(output: Outputs, expected: Outputs) -> list[float]:
+    """Return the largest difference of a logit, a box and a mask; queries of equally good cells may be swapped."""
+    rows = torch.cdist(torch.cat(expected[:2], -1)[0], torch.cat(output[:2], -1)[0]).argmin(1)
+    return [float((one[0, rows] - other[0]).abs().max()) for one, other in zip(output, expected, strict=True)]
+
+
+def predict_with_engine(engine: Engine) -> Callable[[Batch], Outputs]:
+    """Return a function that predicts class logits, boxes and, if the model has them, the masks of all queries."""
+
+    def predict(batch: Batch) -> Outputs:
+        predictions = engine.predict(batch)
+        masks = predictions.masks
+        return (predictions.class_logits, predictions.boxes, *(() if masks is None else (masks,)))
+
+    return predict
 
 
 def report_predictions(preset: str, rounds: int) -> None:
@@ -200,15 +213,16 @@ def report_predictions(preset: str, rounds: int) -> None:
     image, size = draw_image((side, side)), [(side, side)]
     batch = Batch(image, torch.zeros(1, side, side, dtype=torch.bool), [], [0], size, size)
 
-    def with_transformers(batch: Batch) -> Output:
+    def with_transformers(batch: Batch) -> Outputs:
         with torch.inference_mode():
             output = converted(pixel_values=batch.images)
-        return output.logits, output.pred_boxes
+        masks = getattr(output, "pred_masks", None)
+        return (output.logits, output.pred_boxes, *(() if masks is None else (masks,)))
 
     drawn = SyntheticShapes(16, seed=0, style=SyntheticStyle(size=320)).draw_all()
     calibration = [resize(sample, (side, side)) for sample in drawn]
     program = export_program(model, postprocess=False)
-    cases = {
+    cases: dict[str, Callable[[Batch], Outputs]] = {
         "transformers, eager": with_transformers,
         "detrkit, eager": predict_with_engine(TorchEngine(model, torch.device("cpu"), padding_invariant=False)),
     }
@@ -237,10 +251,12 @@ def report_predictions(preset: str, rounds: int) -> None:
     baseline = next(iter(seconds.values()))
     for name, times in seconds.items():
         median, minimum = statistics.median(times), min(times)
-        logits, boxes = found[name]
+        parts = ", ".join(
+            f"{one:.1e} in {part}" for one, part in zip(found[name], ("logits", "boxes", "masks"), strict=False)
+        )
         print(
-            f"{preset:<12}{name:20} {median * 1000:6.0f} ms, {statistics.median(baseline) / median:5.2f} times as fast "
-            f"(minima {min(baseline) / minimum:5.2f}), differs by {logits:.1e} in logits, {boxes:.1e} in boxes",
+            f"{preset:<16}{name:20} {median * 1000:6.0f} ms, {statistics.median(baseline) / median:5.2f} times as fast "
+            f"(minima {min(baseline) / minimum:5.2f}), differs by {differing}",
             flush=True,
         )
 
