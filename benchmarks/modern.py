@@ -93,6 +93,7 @@ def build_transformers(preset: str) -> Any:
 def _vit_of_transformers(preset: str) -> Any:
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     model = detrkit.build_model(preset, num_classes=NUM_CLASSES)
     preprocessing = default_preprocessing(model.config)
     with tempfile.TemporaryDirectory() as folder:
@@ -251,9 +252,8 @@ def report_predictions(preset: str, rounds: int) -> None:
     baseline = next(iter(seconds.values()))
     for name, times in seconds.items():
         median, minimum = statistics.median(times), min(times)
-        parts = ", ".join(
-            f"{one:.1e} in {part}" for one, part in zip(found[name], ("logits", "boxes", "masks"), strict=False)
-        )
+        parts = zip(found[name], ("logits", "boxes", "masks"), strict=False)
+        differing = ", ".join(f"{one:.1e} in {part}" for one, part in parts)
         print(
             f"{preset:<16}{name:20} {median * 1000:6.0f} ms, {statistics.median(baseline) / median:5.2f} times as fast "
             f"(minima {min(baseline) / minimum:5.2f}), differs by {differing}",
