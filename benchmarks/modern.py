@@ -277,7 +277,9 @@ def check_losses(preset: str) -> None:
     converted = build_transformers(preset)
     model, settings = build_detrkit(preset, converted), training_settings(preset)
     converted.train().model.config.num_denoising = 0  # all layers are evaluated in training mode only
-    for module in converted.modules():
+    if preset in VITS:
+        model.train()  # with all groups of queries
+    for module in (*converted.modules(), *model.modules()):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     batch = training_batch(preset, 320)

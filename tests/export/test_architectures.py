@@ -22,8 +22,8 @@ PRESETS = {
     "dab-detr-r50": {},
     # the other deformable models use a subset of its parts
     "deformable-detr-r50-two-stage": {"num_feature_levels": 2, "decoder_layers": 1},
+    # DEIMv2-N's other parts are D-FINE's
     "deimv2-atto": {"backbone": "hgnetv2-atto", "encoder_layers": 0, "points_per_level": (3, 2)},
-    "deimv2-n": {"backbone": "hgnetv2-b0", "points_per_level": (2, 3)},
     "rtdetrv2-s-dsp": {},
     # two feature maps; LW-DETR has a subset of its parts
     "rfdetr-large-deprecated": {"backbone": "dinov2-small", "encoder_layers": 0, **SMALL, "decoder_layers": 1},

@@ -21,6 +21,7 @@ from detrkit.models.detr import DETR
 from detrkit.models.presets import PRESETS
 from detrkit.structures import Target
 from tests.datasets import write_coco
+from tests.models.vit_models import SMALL as SMALL_VIT
 from tests.parameters import slow_except
 
 SMALL: dict[str, Any] = {
@@ -52,8 +53,9 @@ FAMILIES = sorted(families().values())
 def in_training(name: str, **changes: Any) -> tuple[DETR, Detector]:
     """A model in the middle of training: some parts in eval mode, a hook, gradients; and its detector."""
     torch.manual_seed(0)
-    settings = {**SMALL, **changes}
-    model = build_model(name, **settings, dropout=0.5)
+    is_vit = PRESETS[name].is_vit
+    settings = {**(SMALL_VIT if is_vit else {**SMALL, "dropout": 0.5}), "num_classes": 3, **changes}
+    model = build_model(name, **settings)
     model.train()
     model.backbone.eval()
     next(model.decoder.layers.children()).eval()

@@ -24,6 +24,7 @@ from tests.serve.test_page import BROWSERS, Visit
 from tests.serve.test_server import assert_same_detections
 from tests.waiting import PATIENCE, wait_until
 
+DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "serving.md"
 SITE = "detect.example.com"
 PREFIX = "/detect"
@@ -271,8 +272,8 @@ def tls_browser() -> Iterator[Any]:
         launched.close()
 
 
-def test_health_check_of_the_guide_reports_the_state(detector: Detector) -> None:
-    code = re.search(r'"-c", \\\n +"(.*)"\]', config_in_guide("dockerfile"))[1]  # type: ignore[index]
+def test_health_check_of_the_container_reports_the_state(detector: Detector) -> None:
+    code = re.search(r'"-c", \\\n +"(.*)"\]', DOCKERFILE.read_text())[1]  # type: ignore[index]
     with serving([detector], access=Access(AllowedHosts((SITE,)))) as served:
         check = [sys.executable, "-c", code.replace("8000", served.url.rsplit(":", 1)[1])]
         assert subprocess.run(check, check=False).returncode == 0
