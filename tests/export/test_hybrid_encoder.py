@@ -33,9 +33,7 @@ def model_of(name: str) -> DETR:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "padding_invariant"), [("dfine_n", True), ("rtdetr_r18vd", False)]
-)
+@pytest.mark.parametrize(("name", "padding_invariant"), [("dfine_n", True), ("rtdetr_r18vd", False)])
 def test_every_engine_equals_pytorch(name: str, padding_invariant: bool, tmp_path: Path) -> None:
     model = model_of(name)
     program, metadata = trace(model, padding_invariant=padding_invariant), metadata_of(model)
