@@ -66,7 +66,7 @@ PIPELINES: dict[str, list[Stage]] = {
         ("Backbone", "ViT: attention in windows, or over all patches", True),
         ("Encoder", "none: a projector joins features of several blocks", True),
         ("Queries", "boxes of the best cells, learned content", True),
-        ("Decoder", "2 to 4 layers, all around the selected boxes", True),
+        ("Decoder", "2 to 6 layers, all around the selected boxes", True),
         ("Heads", "sigmoid scores that follow the IoU; relative boxes", True),
     ],
     "detrkit": [
