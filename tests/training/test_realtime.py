@@ -102,11 +102,11 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
         make_train_step(small("rtdetr-r18"), **settings)
 
 
-# RT-DETR's batches of random sizes; DEIM's mosaics, MixUp and flat cosine schedule; sizes, crops and denoising of D-FINE
+# DEIM's mosaics, MixUp and flat cosine schedule; sizes, crops and denoising of D-FINE; DEIMv2's matching late in the run
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [("dfine-n", "auto"), ("deim-dfine-s", "reference"), ("rtdetr-r18", "reference"), ("deimv2-atto", "reference")],
+    [("dfine-n", "auto"), ("deim-dfine-s", "reference"), ("deimv2-atto", "reference")],
 )
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name: str, recipe: str, tmp_path: Path) -> None:
     data = write_coco(tmp_path / "photos", 6, 2)
