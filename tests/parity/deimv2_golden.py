@@ -1,10 +1,8 @@
 """Golden numbers of DEIMv2 with an HGNetV2: ../shared/golden/modern, README-foundation.md there."""
 
 import gzip
-import importlib.util
 import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,27 +14,22 @@ from torch import Tensor
 from detrkit import DETR, build_model, load_official_state_dict, state_dict_as_official
 from detrkit.structures import Batch, Target
 from detrkit.training.denoising import ImageNoise
+from tests.parity import golden_files
+from tests.parity.golden_files import load_formula
 
 SIZES = ("atto", "femto", "pico", "n")
 COUNTS, COPIES = (7, 3), 14  # objects per image, denoising groups
 _CLASSES = 80
 
 
-@cache
 def formula(shared: Path) -> ModuleType:
     """Return the module that draws weights and images by their names."""
-    spec = importlib.util.spec_from_file_location("formula_foundation", shared / "golden/modern/formula_foundation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_formula(shared, "formula_foundation")
 
 
 def read_golden(shared: Path, name: str) -> Mapping[str, Any]:
     """Return the arrays of a golden file, such as "atto_train"."""
-    content: Mapping[str, Any] = np.load(shared / f"golden/modern/deimv2_{name}.npz")
-    return content
+    return golden_files.read_golden(shared, f"deimv2_{name}")
 
 
 def entries(shared: Path, size: str) -> list[tuple[str, tuple[int, ...], str]]:

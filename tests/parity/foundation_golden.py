@@ -1,7 +1,6 @@
 """Golden numbers of LW-DETR and RF-DETR: ../shared/golden/modern, README-foundation.md there."""
 
 import gzip
-import importlib.util
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from detrkit import DETR, build_model, load_official_state_dict
+from tests.parity.golden_files import load_formula, read_golden
 
 # preset of every golden file, and the published file whose entries it has
 PRESET_OF_FILE = {
@@ -31,21 +31,9 @@ GROUPS = 13
 TABLES = ("refpoint_embed.weight", "query_feat.weight")  # a row for every query of every group
 
 
-@cache
 def formula(shared: Path) -> ModuleType:
-    """Return the module that draws weights, images and targets by their names."""
-    spec = importlib.util.spec_from_file_location("formula_foundation", shared / "golden/modern/formula_foundation.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read_golden(shared: Path, name: str) -> Mapping[str, Any]:
-    """Return the arrays of a golden file."""
-    content: Mapping[str, Any] = np.load(shared / f"golden/modern/{name}.npz")
-    return content
+    """Return the module that draws weights and images by their names."""
+    return load_formula(shared, "formula_foundation")
 
 
 @cache

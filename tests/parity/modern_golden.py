@@ -1,19 +1,16 @@
 """Golden numbers of RT-DETR, RT-DETRv2, D-FINE, DEIM and RT-DETRv4: ../shared/golden/modern, README-realtime.md there."""
 
 import gzip
-import importlib.util
 import json
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detrkit import DETR, build_model, load_official_state_dict, state_dict_as_official
+from tests.parity.golden_files import load_formula, read_golden
 
 # golden files whose list of entries has another name
 _STATE_DICTS = {
@@ -23,21 +20,9 @@ _STATE_DICTS = {
 }
 
 
-@cache
 def formula(shared: Path) -> ModuleType:
     """Return the module that draws weights and images by their names."""
-    spec = importlib.util.spec_from_file_location("formula_modern", shared / "golden/modern/formula_modern.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read_golden(shared: Path, name: str) -> Mapping[str, Any]:
-    """Return the arrays of a golden file."""
-    content: Mapping[str, Any] = np.load(shared / f"golden/modern/{name}.npz")
-    return content
+    return load_formula(shared, "formula_modern")
 
 
 def entries(shared: Path, name: str) -> dict[str, tuple[int, ...]]:
